@@ -1,0 +1,21 @@
+"""sinelr: sine-activated low-rank weights, W = sin(ω·U·Vᵀ)/g (Ji et al., ICLR 2025), for PyTorch and Lightning."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Importing the package loads none of them, so that the layers need torch alone.
+_EXPORTS: dict[str, str] = {}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
