@@ -1,0 +1,39 @@
+"""Sine low-rank layers and the seam that they come from; needs torch alone."""
+
+from sinelr_lightning.layers.convert import Conversion, convert
+from sinelr_lightning.layers.factorization import FactorGroup, Factorization
+from sinelr_lightning.layers.factorized import (
+    FactorizedConv1d,
+    FactorizedConv2d,
+    FactorizedConv3d,
+    FactorizedLayer,
+    FactorizedLinear,
+)
+from sinelr_lightning.layers.factory import Dense, LinearFactory
+from sinelr_lightning.layers.fold import cached_weights, fold
+from sinelr_lightning.layers.groups import parameter_groups
+from sinelr_lightning.layers.low_rank import LowRank
+from sinelr_lightning.layers.sine_low_rank import SineLowRank
+from sinelr_lightning.layers.summary import LayerSummary, Summary, summarize
+
+__all__ = [
+    "Conversion",
+    "Dense",
+    "FactorGroup",
+    "Factorization",
+    "FactorizedConv1d",
+    "FactorizedConv2d",
+    "FactorizedConv3d",
+    "FactorizedLayer",
+    "FactorizedLinear",
+    "LayerSummary",
+    "LinearFactory",
+    "LowRank",
+    "SineLowRank",
+    "Summary",
+    "cached_weights",
+    "convert",
+    "fold",
+    "parameter_groups",
+    "summarize",
+]

@@ -1,0 +1,117 @@
+"""The seam: a weight matrix as a formula of small factors.
+
+A layer owns the parameters, a factorization owns the formula. A new family is a frozen dataclass with two methods,
+`factors` and `weight`; layers, convolutions, conversion, folding, summaries and the contract tests then have it.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sinelr_lightning.layers.factory import LinearFactory
+
+if TYPE_CHECKING:
+    from sinelr_lightning.layers.factorized import FactorizedLinear
+
+__all__ = ["FactorGroup", "Factorization", "check_rank", "kaiming_factors", "wide"]
+
+
+@dataclass(frozen=True)
+class FactorGroup:
+    """How an optimiser should treat one factor: its learning rate over the base rate, and whether it decays."""
+
+    lr_multiplier: float = 1.0
+    decays: bool = True
+
+
+def wide(factor: Tensor) -> Tensor:
+    """The factor in float32 or wider: half-precision types lose the phase of a sine, float64 stays."""
+    return factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
+
+
+def check_rank(rank: int, m: int, n: int) -> None:
+    """Refuse a rank that no factorization of an m×n matrix can use, and say what is smaller.
+
+    Raises:
+        ValueError: rank ≥ min(m, n).
+    """
+    if rank >= min(m, n):
+        raise ValueError(
+            f"rank {rank} is not below min(out_features={m}, in_features={n}) = {min(m, n)}: the dense layer has "
+            f"{m * n:,} parameters, the factors would have {rank * (m + n):,}; take rank < {min(m, n)}, or Dense"
+        )
+
+
+@dataclass(frozen=True)
+class Factorization(LinearFactory):
+    """A weight W (m×n, m = out_features, n = in_features) as a pure function of its factors.
+
+    Instances are frozen dataclasses of hyperparameters. Subclasses write `factors` and `weight`; the rest has
+    defaults that are right for any formula.
+    """
+
+    @abstractmethod
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """Named, initialised factors of an m×n weight.
+
+        Integer tensors become buffers of the layer, the others parameters. With `zero=True` the weight is exactly
+        zero while its gradient is not, which is how an adapter starts.
+        """
+
+    @abstractmethod
+    def weight(self, *factors: Tensor) -> Tensor:
+        """The weight [m, n] in float32 or wider, from the factors in the order of `factors`."""
+
+    def linear(self, x: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
+        """y = x·Wᵀ + bias for x [..., n]; W is formed once and formed again in backward, never kept between."""
+        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            return checkpoint(self._formed_linear, x, bias, *factors, use_reentrant=False)
+        return self._formed_linear(x, bias, *factors)
+
+    def _formed_linear(self, x: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
+        return F.linear(x, self.formed(x, *factors), bias)
+
+    def formed(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """The weight in the type that a product with `x` wants; formed wide also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.weight(*factors).to(x.dtype)
+
+    def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
+        """Constants that stand for the weight in an evaluation: `(W,)`, or `(A, B)` with W = A·B where cheaper."""
+        return (self.weight(*factors),)
+
+    def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:
+        """A factorization of this family and factors whose weight approximates `target` [m, n] (Frobenius norm)."""
+        from sinelr_lightning.layers.fit import descend
+
+        return self, descend(self, self.factors(*target.shape), target, steps)
+
+    def groups(self) -> dict[str, FactorGroup]:
+        """Optimiser settings by factor name; a factor that is not named gets `FactorGroup()`."""
+        return {}
+
+    def count(self, m: int, n: int) -> int:
+        """Number of parameters of an m×n weight, without allocating it."""
+        with torch.device("meta"):
+            return sum(f.numel() for f in self.factors(m, n).values() if f.is_floating_point())
+
+    def __call__(self, in_features: int, out_features: int, bias: bool = True) -> "FactorizedLinear":
+        from sinelr_lightning.layers.factorized import FactorizedLinear
+
+        return FactorizedLinear(self, in_features, out_features, bias)
+
+
+def kaiming_factors(m: int, n: int, rank: int) -> tuple[Tensor, Tensor]:
+    """U [m, rank] and V [n, rank], each Kaiming-uniform with a = √5, as the paper's code draws them.
+
+    U is uniform in ±1/√rank and V in ±1/√n, so each entry of U·Vᵀ has standard deviation 1/(3√n) at any rank.
+    """
+    u = torch.empty(m, rank).uniform_(-1, 1) / math.sqrt(rank)
+    v = torch.empty(n, rank).uniform_(-1, 1) / math.sqrt(n)
+    return u, v

@@ -1,0 +1,160 @@
+"""Layers whose weight is a factorization: they own the factors and the bias, nothing else."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _ntuple
+from torch.utils.checkpoint import checkpoint
+
+from sinelr_lightning.layers.factorization import Factorization
+
+__all__ = [
+    "FactorizedConv",
+    "FactorizedConv1d",
+    "FactorizedConv2d",
+    "FactorizedConv3d",
+    "FactorizedLayer",
+    "FactorizedLinear",
+]
+
+
+class FactorizedLayer(nn.Module):
+    """What linear layers and convolutions share: named factors of an m×n weight, and a bias of m.
+
+    Keys of `state_dict` are the factors' own names (`U`, `V`) and `bias`.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, factorization: Factorization, m: int, n: int, bias: bool) -> None:
+        super().__init__()
+        self.factorization = factorization
+        self.weight_shape = (m, n)
+        self.factor_names: list[str] = []
+        for name, factor in factorization.factors(m, n).items():
+            self.factor_names.append(name)
+            if factor.is_floating_point():
+                self.register_parameter(name, nn.Parameter(factor))
+            else:
+                self.register_buffer(name, factor)
+        bound = 1 / math.sqrt(n)
+        self.register_parameter("bias", nn.Parameter(torch.empty(m).uniform_(-bound, bound)) if bias else None)
+        self._served: tuple[Tensor, ...] | None = None  # set by `cached_weights` for an evaluation
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """The factors in the order in which the factorization takes them."""
+        return tuple(getattr(self, name) for name in self.factor_names)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a matrix [m, n], formed from the factors; gradients flow to them."""
+        factors = self.factors()
+        return self.factorization.weight(*factors).to(factors[0].dtype)
+
+    @property
+    def served(self) -> tuple[Tensor, ...] | None:
+        """The constants of `cached_weights`; none while gradients are recorded, which must reach the factors."""
+        return None if torch.is_grad_enabled() else self._served
+
+
+class FactorizedLinear(FactorizedLayer):
+    """y = x·Wᵀ + bias with W given by a factorization; in place of `nn.Linear`.
+
+    Args:
+        factorization: the formula of W.
+        in_features: n.
+        out_features: m.
+        bias: whether there is a bias.
+
+    Shapes: [..., n] → [..., m].
+    """
+
+    def __init__(self, factorization: Factorization, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(factorization, out_features, in_features, bias)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        served = self.served
+        if served is None:
+            return self.factorization.linear(x, self.bias, *self.factors())
+        for matrix in reversed(served[1:]):
+            x = F.linear(x, matrix.to(x.dtype))
+        return F.linear(x, served[0].to(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        bias = self.bias is not None
+        return f"{self.in_features} → {self.out_features}, bias={bias}, {self.factorization}"
+
+
+class FactorizedConv(FactorizedLayer):
+    """A convolution in place of `nn.ConvNd` (one group), its kernel a matrix [out, in·k…] given by a factorization.
+
+    Arguments after `factorization` are those of `nn.ConvNd`.
+    """
+
+    dims: int
+
+    def __init__(
+        self,
+        factorization: Factorization,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:
+        as_tuple = _ntuple(self.dims)
+        kernel = as_tuple(kernel_size)
+        super().__init__(factorization, out_channels, in_channels * math.prod(kernel), bias)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
+        self.stride, self.dilation = as_tuple(stride), as_tuple(dilation)
+        self.padding: Any = padding if isinstance(padding, str) else as_tuple(padding)
+        self.padding_mode = padding_mode
+        if padding_mode != "zeros" and isinstance(padding, str):
+            raise ValueError(f"padding_mode {padding_mode!r} needs padding as numbers, got {padding!r}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        served, padding = self.served, self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, [p for size in reversed(self.padding) for p in (size, size)], mode=self.padding_mode)
+            padding = 0
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[self.dims]
+
+        def apply(x: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
+            weight = self.factorization.formed(x, *factors) if served is None else served[0].to(x.dtype)
+            return convolve(x, weight.reshape(shape), bias, self.stride, padding, self.dilation)
+
+        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            return checkpoint(apply, x, self.bias, *self.factors(), use_reentrant=False)
+        return apply(x, self.bias, *self.factors())
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels} → {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, bias={self.bias is not None}, {self.factorization}"
+        )
+
+
+class FactorizedConv1d(FactorizedConv):
+    """`nn.Conv1d` with its kernel as a matrix [out, in·k] given by a factorization."""
+
+    dims = 1
+
+
+class FactorizedConv2d(FactorizedConv):
+    """`nn.Conv2d` with its kernel as a matrix [out, in·k·k] given by a factorization."""
+
+    dims = 2
+
+
+class FactorizedConv3d(FactorizedConv):
+    """`nn.Conv3d` with its kernel as a matrix [out, in·k·k·k] given by a factorization."""
+
+    dims = 3

@@ -1,0 +1,37 @@
+"""Parameter groups for an optimiser: each structure says how its parameters want to be treated."""
+
+from typing import Any
+
+from torch import nn
+
+from sinelr_lightning.layers.factorization import FactorGroup
+from sinelr_lightning.layers.factorized import FactorizedLayer
+
+__all__ = ["parameter_groups"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters, each with `params`, `weight_decay`, `lr_multiplier` and `name`.
+
+    Factors follow their factorization's `groups()`; vectors and scalars (biases, norms) do not decay. The caller
+    multiplies each group's learning rate by its `lr_multiplier`.
+    """
+    by_kind: dict[FactorGroup, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for module in model.modules():
+        kinds = module.factorization.groups() if isinstance(module, FactorizedLayer) else {}
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            kind = kinds.get(name) or FactorGroup(decays=parameter.ndim > 1)
+            by_kind.setdefault(kind, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if kind.decays else 0.0,
+            "lr_multiplier": kind.lr_multiplier,
+            "name": f"lr×{kind.lr_multiplier:g}" + ("" if kind.decays else ", no decay"),
+        }
+        for kind, parameters in by_kind.items()
+    ]

@@ -1,0 +1,118 @@
+"""The sine of a low-rank matrix: W = sin(ω·U·Vᵀ)/g (Ji et al., ICLR 2025, arXiv 2403.19243, eq. 3)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from sinelr_lightning.layers import sine_ops
+from sinelr_lightning.layers.factorization import (
+    FactorGroup,
+    Factorization,
+    check_rank,
+    kaiming_factors,
+    wide,
+)
+from sinelr_lightning.layers.select import thin_nodes
+
+__all__ = ["SineLowRank"]
+
+
+@dataclass(frozen=True)
+class SineLowRank(Factorization):
+    """W = sin(ω·U·Vᵀ)/g with U [m, rank], V [n, rank]; k(m + n) parameters, a rank that grows with ω.
+
+    The argument of the sine is the *phase*, in radians. With the initialisation of the paper its spread at the start
+    is ω/(3√n) at any rank: 2.1 rad for n = 256 and ω = 100. Far below 1 rad the layer is a scaled low-rank layer;
+    beyond about 4 rad its stable rank grows no further.
+
+    At rank 1 the layer computes two thin products instead of a dense one while its phases allow it
+    (`select.thin_nodes`), with the same values and gradients.
+
+    Args:
+        rank: number of columns k of both factors, 1 ≤ k < min(m, n).
+        frequency: ω, or "auto" for the ω that starts at `phase_spread`, ω = 3·√n·phase_spread.
+        gain: g, which divides; None for √n.
+        phase_spread: standard deviation of the phases at the start in radians, for `frequency="auto"`.
+        lr_multiplier: learning rate of the factors over that of the other parameters.
+
+    Raises:
+        ValueError: rank < 1, frequency, gain, phase_spread or lr_multiplier ≤ 0; rank ≥ min(m, n) when a layer is
+            made.
+    """
+
+    rank: int
+    frequency: float | Literal["auto"] = "auto"
+    gain: float | None = None
+    phase_spread: float = 2.0
+    lr_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if isinstance(self.frequency, str) and self.frequency != "auto":
+            raise ValueError(f'frequency must be a positive number or "auto", got {self.frequency!r}')
+        for name in ("frequency", "gain", "phase_spread", "lr_multiplier"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+
+    def omega(self, n: int) -> float:
+        """The frequency ω of a layer with n inputs: 96 for n = 256 and a phase spread of 2 rad."""
+        return 3 * math.sqrt(n) * self.phase_spread if self.frequency == "auto" else float(self.frequency)
+
+    def divisor(self, n: int) -> float:
+        """The gain g of a layer with n inputs."""
+        return math.sqrt(n) if self.gain is None else self.gain
+
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """U [m, rank] and V [n, rank] as in the paper's code; U is zero for `zero=True`."""
+        check_rank(self.rank, m, n)
+        u, v = kaiming_factors(m, n, self.rank)
+        return {"U": torch.zeros_like(u) if zero else u, "V": v}
+
+    def weight(self, U: Tensor, V: Tensor) -> Tensor:
+        """sin(ω·U·Vᵀ)/g, [m, n]; the phases are formed in float32 or wider."""
+        n = V.shape[0]
+        return torch.sin((wide(U) * self.omega(n)) @ wide(V).t()) / self.divisor(n)
+
+    def linear(self, x: Tensor, bias: Tensor | None, U: Tensor, V: Tensor) -> Tensor:
+        """x·Wᵀ + bias by the cheaper of the thin and the formed way; nothing of size m×n is kept for backward."""
+        n = V.shape[0]
+        if torch.compiler.is_exporting():
+            return self._formed_linear(x, bias, U, V)
+        return sine_ops.sine_linear(x, U, V, bias, self.omega(n), self.divisor(n))
+
+    def served(self, U: Tensor, V: Tensor) -> tuple[Tensor, ...]:
+        """(W,), or the thin factors (P, Qᵀ) at rank 1 while they are cheaper."""
+        n = V.shape[0]
+        omega, gain = self.omega(n), self.divisor(n)
+        nodes = thin_nodes(U, V, omega, U.dtype)
+        if nodes is None:
+            return (self.weight(U, V),)
+        p, q = sine_ops.thin_factors(U, V, omega, gain, nodes, U.dtype)
+        return p.t(), q
+
+    def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:
+        """Start from the truncated SVD at small phases, where sin(T) = T, and descend from there.
+
+        The gain is chosen with the factors (phases of at most 0.1 rad at the start), so the result is never worse
+        than the truncated SVD by more than the sine's cubic term, 0.2 %.
+        """
+        from sinelr_lightning.layers.fit import descend
+
+        n = target.shape[1]
+        u, s, vh = torch.linalg.svd(wide(target), full_matrices=False)
+        root = s[: self.rank].sqrt()
+        left, right = u[:, : self.rank] * root, vh[: self.rank].t() * root
+        scale = 0.1 / (left @ right.t()).abs().max().clamp_min(1e-30).item()
+        seeded = replace(self, gain=scale, frequency=self.omega(n))
+        shrink = math.sqrt(scale / self.omega(n))
+        return seeded, descend(seeded, {"U": left * shrink, "V": right * shrink}, target, steps)
+
+    def groups(self) -> dict[str, FactorGroup]:
+        """The factors do not decay: decay would shrink the phases, and with them the rank, not the weight."""
+        group = FactorGroup(lr_multiplier=self.lr_multiplier, decays=False)
+        return {"U": group, "V": group}
