@@ -1,8 +1,9 @@
 """What every reader of posed photographs returns: cameras, pixels and the split."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["Cameras", "Scene"]
@@ -33,6 +34,16 @@ class Cameras:
     far: float
     forward_facing: bool
     distortion: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras with their tensors on `device`."""
+        distortion = None if self.distortion is None else self.distortion.to(device)
+        return replace(
+            self,
+            cam_to_world=self.cam_to_world.to(device),
+            intrinsics=self.intrinsics.to(device),
+            distortion=distortion,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of tensors and numbers, loadable with `torch.load(weights_only=True)`."""
