@@ -158,7 +158,7 @@ def test_bad_numbers(tmp_path, column, value, message):
 
 def test_counts_that_differ_name_both_before_anything_is_made(tmp_path):
     three(tmp_path, count=2)
-    with pytest.raises(UserError, match="holds 3 poses, but .*images holds 2 images"):
+    with pytest.raises(UserError, match=r"holds 3 poses, but .*images holds 2 images"):
         read_llff(tmp_path, factor=2)
     assert not (tmp_path / "images_2").exists()
 

@@ -64,6 +64,17 @@ def test_inward_turns_a_scene_that_stands_on_its_head():
     assert poses[:, 2, 1].min() > 0
 
 
+def test_inward_straightens_a_tilted_scene():
+    """Up leans by 60° from z towards x; the turn about y that rights it leaves right angles and the y axis alone."""
+    up, side = np.array([sqrt(3) / 2, 0, 0.5]), np.array([0.0, 1, 0])
+    across = np.array([0.5, 0, -sqrt(3) / 2])  # side × up, which becomes y × z = x
+    first = pose(np.stack([side, up, across], axis=1), 2 * across)
+    second = pose(np.stack([-across, up, side], axis=1), 2 * side)
+    poses, _ = inward(np.stack([first, second]))
+    np.testing.assert_allclose(poses[0], [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(poses[1], [[-1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]], atol=1e-12)
+
+
 def test_inward_needs_several_places():
     with pytest.raises(UserError, match="one point"):
         inward(np.stack([yaw(0), yaw(90), yaw(200)]))
