@@ -21,6 +21,8 @@ def read_scene(
     hold: int = 8,
     format: SceneFormat = "auto",
     white_background: bool = True,
+    near: float | None = None,
+    far: float | None = None,
 ) -> Scene:
     """Read the scene in `root`, whatever format it has.
 
@@ -33,19 +35,23 @@ def read_scene(
         hold: every how many-th view is held out, where the files have no split of their own.
         format: "auto", "llff", "transforms" or "colmap".
         white_background: what transparent pixels of a transforms scene show, white or black.
+        near, far: depth range of a transforms scene in the units of its file; the other formats know their own.
 
     Raises:
-        UserError: an unknown format, nothing in `root` that is known, or what the reader itself raises.
+        UserError: an unknown format, nothing in `root` that is known, depths for a format that has
+            them, or what the reader itself raises.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
     if format == "auto":
         format = _detect(root)
+    if format in ("llff", "colmap") and (near is not None or far is not None):
+        raise UserError(f"near, far: {root} is read as {format}, whose files say the depths; leave both out")
     if format == "llff":
         return read_llff(root, factor, hold)
     if format == "transforms":
-        return read_transforms(root, factor, hold, white_background)
+        return read_transforms(root, factor, hold, white_background, near, far)
     if format == "colmap":
         return read_colmap(root, factor, hold)
     raise UserError(f"format: {format}; auto, llff, transforms and colmap are accepted")

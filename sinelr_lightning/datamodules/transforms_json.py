@@ -1,5 +1,6 @@
 """Scenes described by `transforms*.json`: Blender's synthetic ones and nerfstudio's captures."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from sinelr_lightning.datamodules.transforms_file import SPLITS, Frame, number, 
 from sinelr_lightning.errors import UserError
 
 __all__ = ["read_transforms"]
+
+log = logging.getLogger(__name__)
 
 BLENDER_DEPTHS = (2.0, 6.0)
 INWARD_DEPTHS = (0.05, 4.0)
@@ -122,12 +125,10 @@ def _read_nerfstudio(root: Path, factor: int, hold: int, white: bool, near: floa
     meta, frames = read_frames(source)
     frames.sort(key=lambda frame: frame.name)
     split = own_split(meta, frames, source)
+    used_hold = None if split else hold
     if split is None:
         train, held = hold_out(len(frames), hold)
         split = {"train": train, "val": held, "test": list(held)}
-        used_hold = hold
-    else:
-        used_hold = None
     calibrations = [frame.calibration(source) for frame in frames]
     intrinsics, distortion, sizes = (np.array(values) for values in zip(*calibrations, strict=True))
 
@@ -184,6 +185,12 @@ def _normalised(poses: Array, near: float | None) -> tuple[Array, float, tuple[f
     if reach < 1e-9:
         raise UserError("all cameras stand at one point; a scene needs photographs from several places")
     scale = float(FORWARD_DEPTHS[0] / near if near else FORWARD_REACH / reach)
+    if not near:
+        log.warning(
+            "the views look one way and their depths are not known: nothing is taken to be nearer than %.3g in the "
+            "units of transforms.json; set near if that is wrong",
+            FORWARD_DEPTHS[0] / scale,
+        )
     poses[:, :, 3] *= scale
     return poses, scale, FORWARD_DEPTHS
 

@@ -29,7 +29,7 @@ def test_the_format_follows_from_what_lies_there(tmp_path, called, present, read
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     read_scene(tmp_path, 4, 5, white_background=False)
-    extra = (False,) if reader == "read_transforms" else ()
+    extra = (False, None, None) if reader == "read_transforms" else ()
     assert called == [(reader, tmp_path, 4, 5, *extra)]
 
 
@@ -37,6 +37,14 @@ def test_a_named_format_is_taken(tmp_path, called):
     (tmp_path / "poses_bounds.npy").touch()
     read_scene(tmp_path, format="colmap")
     assert called == [("read_colmap", tmp_path, 1, 8)]
+
+
+def test_depths_are_for_transforms_alone(tmp_path, called):
+    read_scene(tmp_path, format="transforms", near=2, far=5)
+    assert called == [("read_transforms", tmp_path, 1, 8, True, 2, 5)]
+    for format in ("llff", "colmap"):
+        with pytest.raises(UserError, match=f"near, far: .* is read as {format}"):
+            read_scene(tmp_path, format=format, near=2)
 
 
 def test_what_is_looked_for_is_listed(tmp_path):

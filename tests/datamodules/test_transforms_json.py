@@ -111,11 +111,13 @@ def test_depths_in_the_units_of_the_file(tmp_path):
     assert (cameras.near, cameras.far) == pytest.approx((0.25, 5))
 
 
-def test_cameras_that_look_one_way(tmp_path):
+def test_cameras_that_look_one_way(tmp_path, caplog):
+    """The outermost stand 1 from the middle, so the nearest thing is taken to be 2.4 away."""
     cameras = read_transforms(nerfstudio(tmp_path, row_of_cameras())).cameras
     assert cameras.forward_facing
     torch.testing.assert_close(cameras.cam_to_world[:, :, 3], torch.tensor([[-0.5, 0, 0], [0, 0, 0], [0.5, 0, 0]]))
     assert (cameras.near, cameras.far) == (1.2, 12)
+    assert "nearer than 2.4" in caplog.text
 
 
 def test_a_known_near_depth_sets_the_scale_of_a_forward_facing_scene(tmp_path):
