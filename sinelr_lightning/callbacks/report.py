@@ -1,0 +1,175 @@
+"""What the run came to: `metrics.json` in the run folder, and the closing words on the screen."""
+
+import importlib.metadata
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+import sinelr_lightning
+from sinelr_lightning.files import atomic_path
+from sinelr_lightning.layers import summarize
+from sinelr_lightning.tasks.base import Task
+
+__all__ = ["Report"]
+
+
+class Report(L.Callback):
+    """Writes the figures with the protocol under which they were measured, and says where to look.
+
+    `metrics.json` has one entry a command (`fit`, `validate`, `test`; each keeps the others'), the size of the model
+    and the protocol: seed, versions, and what the task adds (`Task.protocol`). Rank 0 alone.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.best: dict[str, float] = {}
+        self.best_step: int | None = None
+        self.last: dict[str, float] = {}
+        self.last_step: int | None = None
+        self.seconds = 0.0
+        self._began = time.monotonic()
+
+    # -- collecting ----------------------------------------------------------------------------------------------
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is trained, and where the run lives."""
+        self._began = time.monotonic()
+        if trainer.is_global_zero:
+            self._say(f"{_size_line(pl_module)}, run folder {_run_folder(trainer)}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the held-out figures; note them as the best if the monitored one improved."""
+        if trainer.sanity_checking:
+            return
+        self.last, self.last_step = _figures(trainer, "val/"), trainer.global_step
+        monitor, mode = getattr(pl_module, "monitor", ""), getattr(pl_module, "mode", "min")
+        now, best = self.last.get(monitor), self.best.get(monitor)
+        if now is not None and math.isfinite(now) and (best is None or (now < best if mode == "min" else now > best)):
+            self.best, self.best_step = dict(self.last), trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Carry the best figures and the time spent over a stop."""
+        seconds = self.seconds + time.monotonic() - self._began
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "last": self.last,
+            "last_step": self.last_step,
+            "seconds": seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting from the checkpoint's figures."""
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.last, self.last_step = state_dict["last"], state_dict["last_step"]
+        self.seconds = state_dict["seconds"]
+
+    # -- telling -------------------------------------------------------------------------------------------------
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the figures of `fit` and close with what a person wants to know."""
+        self.seconds += time.monotonic() - self._began
+        figures = {
+            "best": {**self.best, "step": self.best_step} if self.best else {},
+            "last": {**self.last, "step": self.last_step} if self.last else {},
+            "samples": _samples(pl_module, "val"),
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "seconds": round(self.seconds, 1),
+        }
+        self._write(trainer, pl_module, "fit", figures)
+        for line in self._closing(trainer, pl_module):
+            self._say(line)
+
+    @rank_zero_only
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write and show the figures of `test`."""
+        self._evaluated(trainer, pl_module, "test")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write and show the figures of `validate`."""
+        if stage == "validate" and trainer.is_global_zero and trainer.state.fn == TrainerFn.VALIDATING:
+            self._evaluated(trainer, pl_module, "val")
+
+    def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        figures = self.last if stage == "val" else _figures(trainer, f"{stage}/")
+        entry = {**figures, "samples": _samples(pl_module, stage), "checkpoint": str(trainer.ckpt_path or "")}
+        self._write(trainer, pl_module, "validate" if stage == "val" else stage, entry)
+        self._say("  ".join(f"{name} {value:.6g}" for name, value in figures.items()) or "no figures were logged")
+        self._say(f"written to {_run_folder(trainer) / 'metrics.json'}")
+
+    def _closing(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
+        run = _run_folder(trainer)
+        lines = []
+        for name, figures, when in (("best", self.best, self.best_step), ("last", self.last, self.last_step)):
+            if figures:
+                shown = "  ".join(f"{key} {value:.5g}" for key, value in figures.items())
+                lines.append(f"{name}: {shown} (step {when})")
+        looks = [f"tensorboard --logdir {run}"] if trainer.loggers else []
+        looks += pl_module.closing_lines(run) if isinstance(pl_module, Task) else []
+        return [*lines, _size_line(pl_module), f"run folder {run}", *(f"  {look}" for look in looks)]
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, command: str, figures: dict[str, Any]) -> None:
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        path = _run_folder(trainer) / "metrics.json"
+        metrics = _read(path)
+        size = summarize(pl_module)
+        metrics[command] = figures
+        metrics["model"] = {
+            "parameters": size.parameters,
+            "dense_parameters": size.dense_parameters,
+            "compression": size.compression,
+        }
+        metrics["protocol"] = {
+            "task": type(pl_module).__name__,
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "versions": {
+                "sinelr": sinelr_lightning.__version__,
+                "torch": torch.__version__,
+                "lightning": importlib.metadata.version("lightning"),
+            },
+            **(pl_module.protocol() if isinstance(pl_module, Task) else {}),
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+
+def _run_folder(trainer: L.Trainer) -> Path:
+    # Not trainer.log_dir: that is an exchange between the ranks, and only rank 0 comes here.
+    return Path(trainer.logger.log_dir if trainer.logger and trainer.logger.log_dir else trainer.default_root_dir)
+
+
+def _size_line(pl_module: L.LightningModule) -> str:
+    size = summarize(pl_module)
+    return f"{size.parameters:,} parameters, {size.compression:.2%} of the dense model's {size.dense_parameters:,}"
+
+
+def _figures(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def _samples(pl_module: L.LightningModule, stage: str) -> dict[str, dict[str, float]]:
+    scores = pl_module.scores.get(stage, {}) if isinstance(pl_module, Task) else {}
+    return {str(number): values for number, values in scores.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

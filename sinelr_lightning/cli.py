@@ -1,0 +1,151 @@
+"""The `sinelr` command: one parser for all verbs, of which only the one asked for is loaded.
+
+`fit`, `validate`, `test` and `predict` are LightningCLI, which takes seconds to import; help does not wait for it.
+"""
+
+import difflib
+import importlib
+import inspect
+import logging
+import os
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from sinelr_lightning.errors import UserError
+
+__all__ = ["main"]
+
+# Verbs of our own: name → (function, its line in `sinelr --help`). Importing the module must be light.
+VERBS: dict[str, tuple[str, str]] = {
+    "render": (
+        "sinelr_lightning.commands.render:render",
+        "Render a video or pictures from a NeRF checkpoint along a camera path.",
+    ),
+}
+
+# Verbs that LightningCLI runs.
+LIGHTNING_VERBS: dict[str, str] = {
+    "fit": "Train a task, or go on with a run: sinelr fit --config FILE, sinelr fit --ckpt_path RUN.",
+    "validate": "Measure a checkpoint on the validation samples.",
+    "test": "Measure a checkpoint on the test samples.",
+    "predict": "Run a checkpoint over the samples to predict.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `sinelr` with `argv` (default: the process's own arguments) and return the exit code.
+
+    0 done; 2 a mistake of the user, told in one line `error: …`; 130 stopped by Ctrl-C, 143 by SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _configure_logging()
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if verb in LIGHTNING_VERBS and arguments[0] == verb:
+        return importlib.import_module("sinelr_lightning.commands.fit").run(arguments)
+    if verb is not None and verb not in VERBS and verb not in LIGHTNING_VERBS:
+        raise UserError(f"unknown command {verb!r}{near(verb, [*LIGHTNING_VERBS, *VERBS])}; see sinelr --help")
+    parser, functions = _parser(verb)
+    if not arguments:
+        parser.print_help()
+        return 2
+    try:
+        config = parser.parse_args(arguments)
+    except ArgumentError as error:
+        from sinelr_lightning.commands.messages import one_line
+
+        help_of = f"sinelr {verb}" if verb else "sinelr"
+        raise UserError(f"{one_line(str(error), _options(functions))}; see {help_of} --help") from error
+    except SystemExit as stop:  # --help and --version end the parser so
+        return int(stop.code or 0)
+    init = parser.instantiate(config)
+    functions[config.subcommand](**{k: v for k, v in init[config.subcommand].items() if k != "config"})
+    return 0
+
+
+def _parser(verb: str | None) -> tuple[ArgumentParser, dict[str, Callable[..., Any]]]:
+    """Make the parser of all verbs; the arguments of `verb` alone are filled in."""
+    from sinelr_lightning import __version__
+
+    parser = ArgumentParser(
+        prog="sinelr",
+        description="Train compact models with sine-activated low-rank weights, and use them.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        version=__version__,
+    )
+    subcommands = parser.add_subcommands(required=True)
+    functions: dict[str, Callable[..., Any]] = {}
+    for name, line in LIGHTNING_VERBS.items():
+        subcommands.add_subcommand(name, ArgumentParser(exit_on_error=False), help=line)
+    for name, (target, line) in VERBS.items():
+        subparser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=line)
+        if name == verb:
+            functions[name] = _load(target)
+            subparser.add_argument("--config", action="config", help="YAML file with the options below.")
+            subparser.add_function_arguments(functions[name], as_positional=False)
+        subcommands.add_subcommand(name, subparser, help=line)
+    return parser, functions
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _options(functions: dict[str, Callable[..., Any]]) -> list[str]:
+    """Every option that a mistyped one can be compared with."""
+    own = [f"--{name}" for function in functions.values() for name in inspect.signature(function).parameters]
+    return [*own, "--help", "--config" if own else "--version"]
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """Name the likeliest of `known` for a mistyped `word`, else all of them if they are few.
+
+    `near("fitt", ["fit", "test"])` is `", did you mean fit?"`.
+    """
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if close:
+        return f", did you mean {' or '.join(close)}?"
+    return f", choose one of {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is now, not to what it was when the handler was made."""
+
+    @property
+    def stream(self) -> Any:  # ty: ignore[invalid-attribute-override]
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Keep no stream."""
+
+
+def _configure_logging() -> None:
+    """Show our own messages, from the first process alone, as bare lines on stderr."""
+    logger = logging.getLogger("sinelr_lightning")
+    if not logger.handlers:
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    rank = next((os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "0")
+    logger.setLevel(logging.INFO if rank == "0" else logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

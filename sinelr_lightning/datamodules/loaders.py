@@ -1,0 +1,115 @@
+"""Loaders whose batches follow from their number alone, so that a run can stop and go on anywhere."""
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from sinelr_lightning.errors import UserError
+
+__all__ = ["EvaluationLoader", "StepLoader", "seeded_generator", "share"]
+
+Batch = TypeVar("Batch")
+
+
+class StepLoader(Generic[Batch]):
+    """`steps` batches an epoch, batch number i (counted over all epochs) made by `make(i)`.
+
+    `make` is pure: it draws from a generator seeded by i (`seeded_generator`), so the number of the next batch is the
+    whole state. Lightning saves it in every checkpoint and gives it back before the first batch of a resumed run.
+    Each rank calls `make` with the same i and takes its `share` of what was drawn, so that two ranks with half the
+    batch each see what one rank sees with the whole.
+
+    Args:
+        make: batch number → batch.
+        steps: batches an epoch, the length of the loader.
+
+    Raises:
+        UserError: steps < 1.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], steps: int) -> None:
+        if steps < 1:
+            raise UserError(f"an epoch needs at least one training step, got {steps}")
+        self.make = make
+        self.steps = steps
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Hand out `steps` batches from the next one on.
+
+        Always `steps`, also after `load_state_dict` in mid-epoch: Lightning counts the batches of the interrupted
+        epoch itself, and after an epoch cut short by `limit_train_batches` the next one must be whole.
+        """
+        for _ in range(self.steps):
+            number = self._next
+            self._next += 1
+            yield self.make(number)
+
+    def state_dict(self) -> dict[str, int]:
+        """`{"next": number of the next batch}`."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with the batch that `state` names."""
+        self._next = state["next"]
+
+
+class EvaluationLoader(Generic[Batch]):
+    """Samples 0 … count − 1, each on exactly one rank: rank r takes r, r + world, r + 2·world, …
+
+    It is no `DataLoader`, so Lightning injects no sampler into it, which would repeat samples to even out the ranks.
+
+    Args:
+        make: sample number → batch.
+        count: number of samples.
+        rank: this process, 0 ≤ rank < world.
+        world: number of processes.
+
+    Raises:
+        UserError: fewer samples than processes; a process without a sample would miss the exchange of the scores.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], count: int, rank: int = 0, world: int = 1) -> None:
+        if count < 1:
+            raise UserError("there is no sample to evaluate")
+        if count < world:
+            raise UserError(
+                f"{count} samples cannot be evaluated by {world} processes: set trainer.devices × trainer.num_nodes "
+                f"to at most {count}"
+            )
+        self.make = make
+        self.numbers = range(rank, count, world)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.make(number) for number in self.numbers)
+
+
+def seeded_generator(seed: int, number: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Make the generator of batch (or step) `number` in a run with `seed`: the same on every rank, new for each."""
+    # Both numbers go through one odd multiplier, so that (0, 1) and (1, 0) do not meet; 63 bits are what torch takes.
+    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 1) % (1 << 63)
+    return torch.Generator(device).manual_seed(mixed)
+
+
+def share(rows: Tensor, rank: int = 0, world: int = 1) -> Tensor:
+    """Take this rank's rows of a batch that every rank drew whole: rank, rank + world, …
+
+    The shares are equal, so the mean over ranks of the gradients of their mean losses is the gradient of the whole:
+    `share(torch.arange(4), rank=1, world=2)` is `[1, 3]`.
+
+    Raises:
+        UserError: the rows cannot be divided evenly.
+    """
+    if len(rows) % world:
+        raise UserError(
+            f"a batch of {len(rows)} cannot be shared evenly by {world} processes; take a multiple of {world}"
+        )
+    return rows[rank::world]

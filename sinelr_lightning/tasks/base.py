@@ -1,0 +1,293 @@
+"""What every task does the same way: optimiser, schedule, storable arguments, scores, the check of a checkpoint."""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.parsing import AttributeDict
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from sinelr_lightning.errors import UserError
+from sinelr_lightning.layers import LinearFactory, parameter_groups, summarize
+
+__all__ = ["Schedule", "Task"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over the run, as a factor on the optimiser's.
+
+    With s the step, w = warmup, N the steps of the whole run and p = (s − w)/(N − w): (s + 1)/w while s < w, then
+    1 (constant), final^p (exponential), or final + (1 − final)·(1 + cos πp)/2 (cosine).
+
+    Args:
+        kind: how the factor goes from 1 to `final`.
+        warmup: steps of linear rise at the start.
+        final: the factor at the end of the run; not used by `constant`.
+
+    Raises:
+        UserError: unknown kind, negative warmup, final outside (0, 1].
+    """
+
+    kind: Literal["constant", "exponential", "cosine"] = "constant"
+    warmup: int = 0
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("constant", "exponential", "cosine"):
+            raise UserError(f"schedule.kind must be constant, exponential or cosine, got {self.kind!r}")
+        if self.warmup < 0:
+            raise UserError(f"schedule.warmup must be a number of steps ≥ 0, got {self.warmup}")
+        if not 0 < self.final <= 1:
+            raise UserError(f"schedule.final must be in (0, 1], got {self.final}")
+
+    def factor(self, step: int, total: Callable[[], float]) -> float:
+        """Give the factor of `step`; `total()` is asked for the steps of the run only where it matters."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.kind == "constant" or step == self.warmup:
+            return 1.0
+        steps = total()
+        if not math.isfinite(steps):
+            raise UserError(
+                f"a schedule of kind {self.kind} needs an end: set trainer.max_steps or trainer.max_epochs"
+            )
+        progress = min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
+        if self.kind == "exponential":
+            return self.final**progress
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Task(L.LightningModule):
+    """Base of the tasks. A subclass builds its networks and writes `training_step` (returning the loss) and the rest.
+
+    The constructor stores its arguments, the subclass's included, in plain form (`class_path`/`init_args` for
+    factories and optimisers), so that a checkpoint loads with `weights_only=True` and rebuilds the task by itself.
+
+    Args:
+        optimizer: makes the optimiser from parameter groups.
+        schedule: the learning rate over the run.
+        weight_decay: for those parameters that take it (`layers.parameter_groups`).
+    """
+
+    monitor: ClassVar[str] = "val/loss"
+    mode: ClassVar[Literal["min", "max"]] = "min"
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=5e-4),
+        schedule: Schedule = Schedule(),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.weight_decay = weight_decay
+        self.scores: dict[str, dict[int, dict[str, float]]] = {}
+        self._configured: list[dict[str, Any]] = []
+
+    # -- what a subclass may add ---------------------------------------------------------------------------------
+    def protocol(self) -> dict[str, Any]:
+        """Conditions under which the figures were measured, for metrics.json: plain values."""
+        return {}
+
+    def closing_lines(self, run: Path) -> list[str]:
+        """Commands that show the result of the run in folder `run`, printed at its end."""
+        return []
+
+    # -- optimiser and schedule ----------------------------------------------------------------------------------
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Groups by weight decay and learning-rate multiplier; the schedule steps with every optimiser step."""
+        optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_multiplier", 1.0)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self._total_steps))
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> float:
+        # Asked for after the first step and not in configure_optimizers: there, Lightning would set the training
+        # data up before it restores the loader, and a resumed run would begin its epoch again.
+        return self.trainer.estimated_stepping_batches
+
+    def on_train_start(self) -> None:
+        """Put the configured settings of the optimiser over those restored from a checkpoint.
+
+        The optimiser's saved groups carry the old learning rate, and would silently beat what the user asks for now.
+
+        Raises:
+            UserError: the schedule needs the end of a run that has none.
+        """
+        if self.schedule.kind != "constant" and not math.isfinite(self._total_steps()):
+            kind = self.schedule.kind
+            raise UserError(f"schedule.kind {kind} needs an end: set trainer.max_steps or trainer.max_epochs")
+        schedulers = self.lr_schedulers()
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if not isinstance(scheduler, LambdaLR):
+                continue
+            scheduler.base_lrs = [settings["initial_lr"] for settings in self._configured]
+            factor = self.schedule.factor(scheduler.last_epoch, self._total_steps)
+            for group, settings in zip(scheduler.optimizer.param_groups, self._configured, strict=True):
+                group.update(settings, lr=settings["initial_lr"] * factor)
+
+    def on_fit_start(self) -> None:
+        """Log the size of the model once."""
+        if self.global_step == 0 and self.logger is not None:
+            size = summarize(self)
+            self.logger.log_metrics(
+                {
+                    "parameters": size.parameters,
+                    "dense_parameters": size.dense_parameters,
+                    "compression": size.compression,
+                },
+                step=0,
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the loss that `training_step` returned, and the learning rate that the next step takes."""
+        if outputs is not None:
+            self.log("train/loss", outputs["loss"] if isinstance(outputs, dict) else outputs)
+        group = self.trainer.optimizers[0].param_groups[0]
+        self.log("train/lr", group["lr"] / group.get("lr_multiplier", 1.0))
+
+    # -- scores of held-out samples ------------------------------------------------------------------------------
+    def score(self, stage: str, number: int, **values: Tensor | float) -> None:
+        """Note the scores of held-out sample `number`; their means are logged as `stage/name` at the end.
+
+        The samples of all ranks are brought together and summed in the order of their numbers, in float64: any
+        number of ranks gives the same digits.
+        """
+        self.scores.setdefault(stage, {})[number] = {name: float(value) for name, value in values.items()}
+
+    def _close_scores(self, stage: str) -> None:
+        mine = self.scores.get(stage, {})
+        parts: list[dict[int, dict[str, float]]] = [mine]
+        if self.trainer.world_size > 1:
+            parts = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(parts, mine)
+        merged = {number: values for part in parts for number, values in part.items()}
+        self.scores[stage] = dict(sorted(merged.items()))
+        for name, mean in mean_scores(self.scores[stage]).items():
+            # Every rank holds the same mean; "max" over equal numbers changes no digit, as "mean" would.
+            self.log(f"{stage}/{name}", mean, reduce_fx="max", sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of the last validation."""
+        self.scores["val"] = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean scores."""
+        self._close_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the scores of the last test."""
+        self.scores["test"] = {}
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean scores."""
+        self._close_scores("test")
+
+    # -- arguments and checkpoints -------------------------------------------------------------------------------
+    def save_hyperparameters(self, *args: Any, frame: Any = None, **options: Any) -> None:
+        """Store the constructor's arguments in the plain form of the command line, however the task was made."""
+        current = inspect.currentframe()
+        super().save_hyperparameters(*args, frame=frame or (current and current.f_back), **options)
+        # Given by the command line they are plain already; made in Python, the arguments are still objects.
+        self._hparams = AttributeDict({name: plain(value, name) for name, value in self._hparams.items()})
+        self._hparams.setdefault("_class_path", class_path(type(self)))
+        self._hparams.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
+        self._hparams_initial = copy.deepcopy(self._hparams)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, naming what differs.
+
+        Raises:
+            UserError: keys or shapes of the weights differ.
+        """
+        here = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        there = {name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", here).items()}
+        wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+        if wrong:
+            shapes = "; ".join(f"{n} is {_shape(there, n)} there, {_shape(here, n)} here" for n in wrong[:3])
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            settings = _differing(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), dict(self.hparams))
+            raise UserError(f"the checkpoint is of another architecture: {shapes}{more}{settings}")
+
+
+def mean_scores(samples: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Average each score over the samples that have it: {0: {"a": 1.0}, 1: {"a": 2.0}} gives {"a": 1.5}."""
+    columns: dict[str, list[float]] = {}
+    for values in samples.values():
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+    return {name: math.fsum(column) / len(column) for name, column in columns.items()}
+
+
+def class_path(cls: type) -> str:
+    """Give the importable name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def plain(value: Any, name: str) -> Any:
+    """Turn an argument into what YAML and a weights-only checkpoint can hold, and the command line can read back.
+
+    Raises:
+        TypeError: the value has no such form; `name` says which argument it is.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, name) for item in value]
+    if is_dataclass(value) and not isinstance(value, LinearFactory | type):
+        return plain(asdict(value), name)
+    if isinstance(value, LinearFactory):
+        return {"class_path": class_path(type(value)), "init_args": _arguments(value, vars(value), name)}
+    if callable(value):
+        return _plain_optimizer(value, name)
+    raise TypeError(
+        f"{name}={value!r} cannot be stored in a checkpoint: pass a plain value, a dataclass or a factory"
+    )
+
+
+def _arguments(instance: Any, values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Those of `values` that the constructor takes."""
+    parameters = inspect.signature(type(instance)).parameters
+    return {key: plain(value, f"{name}.{key}") for key, value in values.items() if key in parameters}
+
+
+def _plain_optimizer(make: Callable[..., Any], name: str) -> dict[str, Any]:
+    """Describe an optimiser callable by making one for a single number and reading its settings."""
+    try:
+        made = make([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}={make!r} cannot be stored in a checkpoint: it makes no optimiser ({error})"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"{name}={make!r} cannot be stored in a checkpoint: it makes no optimiser")
+    return {"class_path": class_path(type(made)), "init_args": _arguments(made, made.defaults, name)}
+
+
+def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "missing"
+
+
+def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
+    names = [n for n in here if not n.startswith("_") and n in there and there[n] != here[n] and n != "optimizer"]
+    return "".join(f"; the checkpoint has {n} = {there[n]}, the configuration {here[n]}" for n in names[:2])
