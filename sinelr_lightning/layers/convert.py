@@ -1,6 +1,7 @@
 """Replacing the linear layers and convolutions of any model by factorized ones."""
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -54,7 +55,8 @@ def convert(
     """Change `model` in place: its linear layers and convolutions become layers made by `factory`.
 
     A layer is left as it is, with the reason in the result, if its factors would not be smaller than its weight, if
-    it is a grouped or depthwise convolution, or if the factory makes no convolutions.
+    its weight is shared with another module (a tied embedding), if it is a grouped or depthwise
+    convolution, or if the factory makes no convolutions. A layer that stands in several places stays one layer.
 
     Args:
         model: any module; the module itself is not replaced, its descendants are.
@@ -64,27 +66,37 @@ def convert(
         init: "fresh" for newly drawn factors, "fit" for factors that approximate the present weights.
 
     Raises:
-        ValueError: a pattern matches no linear layer or convolution (with the nearest names), an unknown `init`.
+        ValueError: a pattern matches no linear layer or convolution (with the nearest names), an unknown `init`,
+            "fit" with a factory whose layers have no factors.
     """
     if init not in ("fresh", "fit"):
         raise ValueError(f'init must be "fresh" or "fit", got {init!r}')
+    if init == "fit" and not isinstance(factory, Factorization):
+        raise ValueError(f'init="fit" needs a factorization, got {type(factory).__name__}')
     include, exclude = list(include), list(exclude)
     candidates = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if name and (type(module) in _LINEARS or type(module) in _CONVOLUTIONS)
     }
     for pattern in (*include, *exclude):
         _check_matches(pattern, candidates)
+    bearers = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    replacements: dict[nn.Module, nn.Module | str] = {}
     result = Conversion()
     for name, module in candidates.items():
         if not _matches(include, name, module) or _matches(exclude, name, module):
             continue
-        made = _replacement(module, factory)
+        if module not in replacements:
+            shared = bearers[id(module.weight)] > 1
+            made = "its weight is shared with another module" if shared else _replacement(module, factory)
+            if isinstance(made, nn.Module):
+                _take_over(made, module, fit=init == "fit")
+            replacements[module] = made
+        made = replacements[module]
         if isinstance(made, str):
             result.skipped[name] = made
             continue
-        _take_over(made, module, fit=init == "fit")
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made)
         result.converted.append(name)
@@ -143,10 +155,10 @@ def _take_over(made: nn.Module, module: nn.Module, *, fit: bool) -> None:
     """Give the new layer the old one's device, type, mode and bias, and with `fit` its weight as nearly as it can."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
+    made.to(device=weight.device, dtype=weight.dtype).train(module.training)
     if fit and isinstance(made, FactorizedLayer):
         made.factorization, factors = made.factorization.fit(weight.detach().flatten(1))
         for name, factor in factors.items():
             getattr(made, name).copy_(factor)
     if isinstance(module.bias, torch.Tensor) and isinstance(made.bias, torch.Tensor):
         made.bias.copy_(module.bias)
-    made.to(device=weight.device, dtype=weight.dtype).train(module.training)

@@ -6,6 +6,7 @@ A layer owns the parameters, a factorization owns the formula. A new family is a
 
 import math
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -19,7 +20,15 @@ from sinelr_lightning.layers.factory import LinearFactory
 if TYPE_CHECKING:
     from sinelr_lightning.layers.factorized import FactorizedLinear
 
-__all__ = ["FactorGroup", "Factorization", "check_rank", "kaiming_factors", "wide"]
+__all__ = [
+    "FactorGroup",
+    "Factorization",
+    "check_rank",
+    "kaiming_factors",
+    "product_type",
+    "wide",
+    "without_autocast",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,20 @@ class FactorGroup:
 def wide(factor: Tensor) -> Tensor:
     """The factor in float32 or wider: half-precision types lose the phase of a sine, float64 stays."""
     return factor if factor.dtype in (torch.float32, torch.float64) else factor.float()
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """The type in which a product with `x` runs: that of autocast where it is on (float64 stays), else x's own."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # not on the meta device, for one
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A block in which products on x's device run in the types of their operands."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def check_rank(rank: int, m: int, n: int) -> None:
@@ -71,7 +94,8 @@ class Factorization(LinearFactory):
     def linear(self, x: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
         """y = x·Wᵀ + bias for x [..., n]; W is formed once and formed again in backward, never kept between."""
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            return checkpoint(self._formed_linear, x, bias, *factors, use_reentrant=False)
+            # No random numbers are drawn, so none need be drawn again.
+            return checkpoint(self._formed_linear, x, bias, *factors, use_reentrant=False, preserve_rng_state=False)
         return self._formed_linear(x, bias, *factors)
 
     def _formed_linear(self, x: Tensor, bias: Tensor | None, *factors: Tensor) -> Tensor:
@@ -79,7 +103,7 @@ class Factorization(LinearFactory):
 
     def formed(self, x: Tensor, *factors: Tensor) -> Tensor:
         """The weight in the type that a product with `x` wants; formed wide also under autocast."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.weight(*factors).to(x.dtype)
 
     def served(self, *factors: Tensor) -> tuple[Tensor, ...]:

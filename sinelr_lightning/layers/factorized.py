@@ -21,6 +21,11 @@ __all__ = [
 ]
 
 
+def _fresh_bias(m: int, n: int) -> Tensor:
+    bound = 1 / math.sqrt(n)  # as in nn.Linear
+    return torch.empty(m).uniform_(-bound, bound)
+
+
 class FactorizedLayer(nn.Module):
     """What linear layers and convolutions share: named factors of an m×n weight, and a bias of m.
 
@@ -40,9 +45,16 @@ class FactorizedLayer(nn.Module):
                 self.register_parameter(name, nn.Parameter(factor))
             else:
                 self.register_buffer(name, factor)
-        bound = 1 / math.sqrt(n)
-        self.register_parameter("bias", nn.Parameter(torch.empty(m).uniform_(-bound, bound)) if bias else None)
+        self.register_parameter("bias", nn.Parameter(_fresh_bias(m, n)) if bias else None)
         self._served: tuple[Tensor, ...] | None = None  # set by `cached_weights` for an evaluation
+
+    def reset_parameters(self) -> None:
+        """Draw the factors and the bias anew, for example after construction on the meta device."""
+        with torch.no_grad():
+            for name, factor in self.factorization.factors(*self.weight_shape).items():
+                getattr(self, name).copy_(factor)
+            if self.bias is not None:
+                self.bias.copy_(_fresh_bias(*self.weight_shape))
 
     def factors(self) -> tuple[Tensor, ...]:
         """The factors in the order in which the factorization takes them."""
@@ -50,14 +62,28 @@ class FactorizedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a matrix [m, n], formed from the factors; gradients flow to them."""
-        factors = self.factors()
-        return self.factorization.weight(*factors).to(factors[0].dtype)
+        """The weight as a matrix [m, n] in the type of the factors, formed from them; gradients flow to them."""
+        return self.factorization.weight(*self.factors()).to(self.factor_dtype)
+
+    @property
+    def factor_dtype(self) -> torch.dtype:
+        """The type of the factors, integer ones apart."""
+        return next(f.dtype for f in self.factors() if f.is_floating_point())
 
     @property
     def served(self) -> tuple[Tensor, ...] | None:
         """The constants of `cached_weights`; none while gradients are recorded, which must reach the factors."""
         return None if torch.is_grad_enabled() else self._served
+
+    def _bias_for(self, x: Tensor) -> Tensor | None:
+        """The bias in the type of x, which decides the type of the product as it does for the weight.
+
+        Raises:
+            TypeError: x is not of a real floating type; its own type would round the weight to integers.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"expected a floating-point input, got {x.dtype}")
+        return None if self.bias is None else self.bias.to(x.dtype)
 
 
 class FactorizedLinear(FactorizedLayer):
@@ -69,7 +95,10 @@ class FactorizedLinear(FactorizedLayer):
         out_features: m.
         bias: whether there is a bias.
 
-    Shapes: [..., n] → [..., m].
+    Shapes: [..., n] → [..., m], in the type of the input.
+
+    Raises:
+        TypeError, ValueError: in `forward`, for an input that is not floating-point or whose last size is not n.
     """
 
     def __init__(self, factorization: Factorization, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -77,12 +106,14 @@ class FactorizedLinear(FactorizedLayer):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        served = self.served
+        bias, served = self._bias_for(x), self.served
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(f"expected an input [..., {self.in_features}], got {list(x.shape)}")
         if served is None:
-            return self.factorization.linear(x, self.bias, *self.factors())
+            return self.factorization.linear(x, bias, *self.factors())
         for matrix in reversed(served[1:]):
             x = F.linear(x, matrix.to(x.dtype))
-        return F.linear(x, served[0].to(x.dtype), self.bias)
+        return F.linear(x, served[0].to(x.dtype), bias)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -116,14 +147,12 @@ class FactorizedConv(FactorizedLayer):
         self.stride, self.dilation = as_tuple(stride), as_tuple(dilation)
         self.padding: Any = padding if isinstance(padding, str) else as_tuple(padding)
         self.padding_mode = padding_mode
-        if padding_mode != "zeros" and isinstance(padding, str):
-            raise ValueError(f"padding_mode {padding_mode!r} needs padding as numbers, got {padding!r}")
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
-        served, padding = self.served, self.padding
+        bias, served, padding = self._bias_for(x), self.served, self.padding
         if self.padding_mode != "zeros":
-            x = F.pad(x, [p for size in reversed(self.padding) for p in (size, size)], mode=self.padding_mode)
+            x = F.pad(x, self._padding_by_side(), mode=self.padding_mode)
             padding = 0
         convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[self.dims]
 
@@ -132,8 +161,19 @@ class FactorizedConv(FactorizedLayer):
             return convolve(x, weight.reshape(shape), bias, self.stride, padding, self.dilation)
 
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            return checkpoint(apply, x, self.bias, *self.factors(), use_reentrant=False)
-        return apply(x, self.bias, *self.factors())
+            return checkpoint(apply, x, bias, *self.factors(), use_reentrant=False, preserve_rng_state=False)
+        return apply(x, bias, *self.factors())
+
+    def _padding_by_side(self) -> list[int]:
+        """The padding before and after each dimension, last dimension first, as `F.pad` takes it."""
+        if self.padding == "valid":
+            return [0] * (2 * self.dims)
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            sides = [(total // 2, total - total // 2) for total in totals]
+        else:
+            sides = [(size, size) for size in self.padding]
+        return [size for side in reversed(sides) for size in side]
 
     def extra_repr(self) -> str:
         return (

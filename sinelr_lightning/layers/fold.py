@@ -9,15 +9,36 @@ from torch import Tensor, nn
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.factorized import FactorizedConv, FactorizedLayer, FactorizedLinear
 
-__all__ = ["cached_weights", "fold"]
+__all__ = ["ThinLinear", "cached_weights", "fold"]
+
+
+class ThinLinear(nn.Module):
+    """Two thin `nn.Linear` in a row that still offer `weight` and `bias`, which some models read off a layer."""
+
+    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of both weights, [m, n]."""
+        return self.second.weight @ self.first.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias [m] of the second layer."""
+        return self.second.bias
 
 
 def fold(model: nn.Module, tolerance: float | None = None) -> nn.Module:
     """Change `model` in place and return it: factorized layers become ordinary ones with constant weights.
 
     The inverse of `convert`, for serving. A factorized linear layer becomes `nn.Linear`; with `tolerance` it becomes
-    two thin `nn.Linear` in a row, the truncated SVD of W, where these multiply less: r(m + n) < m·n for the smallest
-    r with ‖W − W_r‖_F ≤ tolerance·‖W‖_F. A factorized convolution becomes its `nn.ConvNd`.
+    two thin `nn.Linear` in a row (`ThinLinear`), the truncated SVD of W, where these multiply less: r(m + n) < m·n
+    for the smallest r with ‖W − W_r‖_F ≤ tolerance·‖W‖_F. A factorized convolution becomes its `nn.ConvNd`.
 
     Args:
         model: any module; if it is itself a factorized layer, take the returned one.
@@ -30,8 +51,13 @@ def fold(model: nn.Module, tolerance: float | None = None) -> nn.Module:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     if isinstance(model, FactorizedLayer):
         return _folded(model, tolerance)
-    for name, child in model.named_children():
-        setattr(model, name, fold(child, tolerance))
+    folded: dict[nn.Module, nn.Module] = {}  # a layer that stands in several places stays one layer
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, FactorizedLayer):
+            if module not in folded:
+                folded[module] = _folded(module, tolerance)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, folded[module])
     return model
 
 
@@ -55,10 +81,9 @@ def _folded(layer: FactorizedLayer, tolerance: float | None) -> nn.Module:
             second = nn.utils.skip_init(nn.Linear, r, m, bias, device=weight.device, dtype=weight.dtype)
             first.weight.copy_(right)
             second.weight.copy_(left)
-            made = nn.Sequential(first, second)
-    bearer = made[-1] if isinstance(made, nn.Sequential) else made
-    if layer.bias is not None and isinstance(bearer.bias, Tensor):
-        bearer.bias.copy_(layer.bias)
+            made = ThinLinear(first, second)
+    if layer.bias is not None and isinstance(made.bias, Tensor):
+        made.bias.copy_(layer.bias)
     return made.train(layer.training).requires_grad_(any(p.requires_grad for p in layer.parameters()))
 
 
@@ -108,7 +133,7 @@ def cached_weights(model: nn.Module) -> Generator[None]:
             served = layer.factorization.served(*factors)
             if isinstance(layer, FactorizedConv) and len(served) > 1:
                 served = (layer.factorization.weight(*factors),)
-            layer._served = tuple(matrix.to(factors[0].dtype) for matrix in served)
+            layer._served = tuple(matrix.to(layer.factor_dtype) for matrix in served)
     try:
         yield
     finally:

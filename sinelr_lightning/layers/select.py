@@ -65,6 +65,8 @@ def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | 
     most = _BREAK_EVEN * m * n / (m + n)
     if most < _MULTIPLE:
         return None
+    if u.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None  # a captured graph runs again with other factors, for which these nodes may be too few
     phase = omega * _largest_product(u, v)
     # A first test in closed form: r nodes reach no further than 2r + 1 rad.
     if not math.isfinite(phase) or phase > 2 * most + 1:
@@ -76,35 +78,52 @@ def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | 
 def _largest_product(u: Tensor, v: Tensor) -> float:
     """max|u|·max|v| on the host; in training on a device, the value of the step before with a margin."""
     product = u.detach().abs().amax().float() * v.detach().abs().amax().float()
-    if product.device.type == "cpu":
+    if product.device.type == "cpu" or u.is_inference() or v.is_inference():
         return product.item()
-    return _on_host(v, product, (u._version, v._version))
+    return _on_host(v, product, (u._version, v._version, u.data_ptr(), v.data_ptr()))
 
 
 @dataclass
 class _HostCopy:
-    """A number on its way from the device, and the versions of the factors that it was measured on."""
+    """A number on its way from the device, the state of the factors that it was sent for, and the last answer."""
 
     value: Tensor
-    versions: tuple[int, int]
+    state: tuple[int, ...]
+    answer: float
+    arrival: torch.cuda.Event | None = None
 
 
 _host_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _on_host(key: Tensor, value: Tensor, versions: tuple[int, int]) -> float:
-    """A device value on the host, without a training step ever waiting for the device.
+def _on_host(key: Tensor, value: Tensor, state: tuple[int, ...]) -> float:
+    """A device value on the host, without a training step ever waiting for the present step's work.
 
     A step reads what the step before sent by an asynchronous copy (`_MARGIN` covers the step between) and sends the
-    present value. Without gradients the value is exact: it waits once after each change of the factors.
+    present value. While `state` (versions and places of the factors) is unchanged so is the answer, and a forward
+    pass that a checkpoint repeats inside backward always gets that of the first. Without gradients the value is
+    exact: it waits once after each change of the factors.
     """
     copy = _host_copies.get(key)
-    if copy is None or (not torch.is_grad_enabled() and copy.versions != versions):
-        host = torch.empty((), pin_memory=value.device.type == "cuda")
-        _host_copies[key] = _HostCopy(host.copy_(value), versions)
-        return host.item()
+    if copy is None:
+        copy = _host_copies[key] = _HostCopy(
+            torch.empty((), device="cpu", pin_memory=value.device.type == "cuda"), (), math.nan
+        )
+    elif torch._C._current_graph_task_id() >= 0:  # inside backward
+        return copy.answer
+    if not copy.state or (not torch.is_grad_enabled() and copy.state != state):
+        copy.value.copy_(value)
+        copy.state, copy.answer, copy.arrival = state, copy.value.item(), None
+        return copy.answer
+    if copy.arrival is not None:
+        copy.arrival.synchronize()
     late = copy.value.item()
-    if copy.versions != versions:
-        copy.value.copy_(value, non_blocking=True)
-        copy.versions = versions
-    return _MARGIN * late
+    # FSDP and `.data` change factors without a new version: a value above the answer betrays them.
+    if copy.state != state or not late <= copy.answer:
+        copy.answer = _MARGIN * late
+    copy.state = state
+    copy.value.copy_(value, non_blocking=value.is_cuda)
+    if value.is_cuda:
+        copy.arrival = torch.cuda.Event()
+        copy.arrival.record()
+    return copy.answer

@@ -4,9 +4,11 @@ With T = ω·U·Vᵀ and G = ∂L/∂W:  ∂L/∂U = (ω/g)·(G ∘ cos T)·V  a
 
 Formed: W is formed, used and dropped, and formed again in backward; only x, U and V are kept.
 
-Thin (rank 1): with b = max|v|, nodes x_p = cos((2p + 1)π/4r) for p < r, and the odd interpolation basis
-L_p(t) = (2/r)·Σ_{j<r} T_{2j+1}(x_p)·T_{2j+1}(t), W equals P·Qᵀ to rounding, where P_ip = sin(ω·b·u_i·x_p)/g and
-Q_jp = L_p(v_j/b). Both products with x are then r columns wide. `thin_factors` gives Pᵀ and Qᵀ.
+Thin (rank 1): with b ≥ max|v| and nodes x_p = cos((2p + 1)π/4r), p < r, the sine is a short sum of odd Chebyshev
+polynomials, sin(ω·u_i·v_j) = Σ_{l<r} c_l(u_i)·T_{2l+1}(v_j/b) with c_l(u) = (2/r)·Σ_p T_{2l+1}(x_p)·sin(ω·b·u·x_p).
+So W equals P·Qᵀ to rounding, where P_il = c_l(u_i)/√g and Q_jl = T_{2l+1}(v_j/b)/√g, and both products with x are
+r columns wide. The c_l fall off with l, which is why half-precision products harm neither W nor ∂L/∂v, where T' grows
+as l²; √g on either side keeps x·Q and ∂L/∂y·P both within the range of float16.
 
 Both take phases in float32 or wider and round only the finished weight (or P and Q) to the type of the product.
 """
@@ -17,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sinelr_lightning.layers.factorization import wide
+from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
 from sinelr_lightning.layers.select import thin_nodes
 
 __all__ = ["sine_linear", "thin_factors"]
@@ -29,22 +30,21 @@ def sine_linear(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: flo
     """x·sin(ω·u·vᵀ)ᵀ/g + bias, keeping nothing of size m×n between forward and backward.
 
     Args:
-        x: [..., n]; under autocast it is taken in the autocast type.
+        x: [..., n]; under autocast it is taken in the autocast type, unless it is float64.
         u, v: factors [m, k] and [n, k].
         bias: [m] or None.
         omega, gain: ω and g.
 
     Returns:
-        [..., m] in the type of x. Gradients of gradients are not defined and raise.
+        [..., m] in the type of x. Gradients of gradients are right as well (with `create_graph=True` backward forms
+        the weight and keeps it); only under torch.compile they raise.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
+    x = x.to(product_type(x))
     rows = x.reshape(-1, x.shape[-1])
     if torch.compiler.is_compiling():
         y = _sine_linear_op(rows, u, v, bias, omega, gain)
     else:
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x):
             nodes = thin_nodes(u, v, omega, x.dtype)
             if nodes is None:
                 y = _Formed.apply(rows, u, v, bias, omega, gain)
@@ -90,6 +90,16 @@ def _formed_backward(
     return grad_x, grad_u, grad_v
 
 
+def _backward_with_graph(
+    grad: Tensor, x: Tensor, u: Tensor, v: Tensor, omega: float, gain: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formed gradients by ordinary operations, so that autograd can differentiate them once more."""
+    phase = _phase(u, v, omega)
+    slope = phase.cos() * (grad.t() @ x).to(phase.dtype) * (omega / gain)
+    grad_x = grad @ (phase.sin() / gain).to(x.dtype)
+    return grad_x, (slope @ wide(v)).to(u.dtype), (slope.t() @ wide(u)).to(v.dtype)
+
+
 class _Formed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
@@ -98,11 +108,13 @@ class _Formed(torch.autograd.Function):
         return _formed_forward(x, u, v, bias, omega, gain)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs_x, needs_u, needs_v, needs_bias = ctx.needs_input_grad[:4]
-        with torch.autocast(grad.device.type, enabled=False):
-            grads = _formed_backward(grad, *ctx.saved_tensors, ctx.omega, ctx.gain, needs_x, needs_u or needs_v)
+        with without_autocast(grad):
+            if torch.is_grad_enabled():  # create_graph=True
+                grads = _backward_with_graph(grad, *ctx.saved_tensors, ctx.omega, ctx.gain)
+            else:
+                grads = _formed_backward(grad, *ctx.saved_tensors, ctx.omega, ctx.gain, needs_x, needs_u or needs_v)
             grad_bias = grad.sum(0).to(ctx.bias_dtype) if needs_bias else None
         return *grads, grad_bias, None, None
 
@@ -111,12 +123,13 @@ class _Formed(torch.autograd.Function):
 
 
 @lru_cache(maxsize=256)
-def _nodes_and_basis(r: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes x_p [r] and the matrix (2/r)·T_{2j+1}(x_p) [p, j] that turns Chebyshev values into the basis L_p."""
-    p, j = torch.arange(r, dtype=torch.float64)[:, None], torch.arange(r, dtype=torch.float64)
-    angle = (2 * p + 1) * math.pi / (4 * r)
-    basis = torch.cos((2 * j + 1) * angle) * (2 / r)
-    return torch.cos(angle[:, 0]).to(device, dtype), basis.to(device, dtype)
+@torch.inference_mode(False)
+def _nodes_and_transform(r: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes x_p [r] and the matrix (2/r)·T_{2l+1}(x_p) [l, p] that turns samples at them into coefficients."""
+    odd = 2 * torch.arange(r, dtype=torch.float64, device="cpu") + 1
+    angle = odd * math.pi / (4 * r)
+    transform = torch.cos(torch.outer(odd, angle)) * (2 / r)
+    return torch.cos(angle).to(device, dtype), transform.to(device, dtype)
 
 
 def _odd_chebyshev(t: Tensor, r: int) -> Tensor:
@@ -141,9 +154,12 @@ def _odd_chebyshev_slope(t: Tensor, r: int) -> Tensor:
     return values
 
 
-def _bound(v: Tensor) -> Tensor:
-    """Largest |v|, kept away from zero so that v/b is defined for factors that are all zero."""
-    return v.abs().amax().clamp_min(torch.finfo(v.dtype).tiny)
+def _bound(u: Tensor, v: Tensor, omega: float) -> Tensor:
+    """b ≥ max|v|, with phases of a radian or more at ω·b·max|u|.
+
+    The nodes suffice for that at least, and factors that are zero or tiny then keep well-scaled P and gradients.
+    """
+    return v.abs().amax().maximum(1 / (omega * u.abs().amax()).clamp_min(1))
 
 
 def thin_factors(
@@ -151,10 +167,11 @@ def thin_factors(
 ) -> tuple[Tensor, Tensor]:
     """Pᵀ [r, m] and Qᵀ [r, n] in `dtype` with sin(ω·u·vᵀ)/g = P·Qᵀ, for factors u [m, 1] and v [n, 1]."""
     u, v = wide(u)[:, 0], wide(v)[:, 0]
-    nodes, basis = _nodes_and_basis(r, u.dtype, u.device)
-    b = _bound(v)
-    p = torch.outer(nodes * (omega * b), u).sin_().div_(gain)
-    return p.to(dtype), (basis @ _odd_chebyshev(v / b, r)).to(dtype)
+    nodes, transform = _nodes_and_transform(r, u.dtype, u.device)
+    b = _bound(u, v, omega)
+    p = (transform @ torch.outer(nodes * (omega * b), u).sin_()).div_(math.sqrt(gain))
+    q = _odd_chebyshev(v / b, r).div_(math.sqrt(gain))
+    return p.to(dtype), q.to(dtype)
 
 
 def _thin_backward(
@@ -175,15 +192,16 @@ def _thin_backward(
     grad_x = grad_h @ q if needs_x else None
     if not needs_weight:
         return grad_x, None, None
+    wide_u, wide_v = wide(u)[:, 0], wide(v)[:, 0]
+    r = p.shape[0]
+    nodes, transform = _nodes_and_transform(r, wide_v.dtype, v.device)
+    b = _bound(wide_u, wide_v, omega)
     # hᵀ·grad rather than gradᵀ·h: the long sides stay contiguous, several times faster for few nodes.
-    grad_p, grad_q = wide(h.t() @ grad), wide(grad_h.t() @ x)
-    r, wide_v = p.shape[0], wide(v)[:, 0]
-    nodes, basis = _nodes_and_basis(r, wide_v.dtype, v.device)
-    b = _bound(wide_v)
+    grad_p, grad_q = (h.t() @ grad).to(nodes.dtype), (grad_h.t() @ x).to(nodes.dtype)
     rate = nodes * (omega * b)
-    slope = torch.outer(rate, wide(u)[:, 0]).cos_().mul_(grad_p)
-    grad_u = (rate / gain) @ slope
-    grad_v = ((basis.t() @ grad_q) * _odd_chebyshev_slope(wide_v / b, r)).sum(0) / b
+    slope = torch.outer(rate, wide_u).cos_().mul_(transform.t() @ grad_p)
+    grad_u = (rate @ slope).div_(math.sqrt(gain))
+    grad_v = _odd_chebyshev_slope(wide_v / b, r).mul_(grad_q).sum(0) / (b * math.sqrt(gain))
     return grad_x, grad_u[:, None].to(u.dtype), grad_v[:, None].to(v.dtype)
 
 
@@ -199,12 +217,14 @@ class _Thin(torch.autograd.Function):
         return _product(h, p, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, u, v, p, q, h = ctx.saved_tensors
         needs_x, needs_u, needs_v, needs_bias = ctx.needs_input_grad[:4]
-        with torch.autocast(grad.device.type, enabled=False):
-            grads = _thin_backward(grad, x, u, v, ctx.omega, ctx.gain, p, q, h, needs_x, needs_u or needs_v)
+        with without_autocast(grad):
+            if torch.is_grad_enabled():  # create_graph=True
+                grads = _backward_with_graph(grad, x, u, v, ctx.omega, ctx.gain)
+            else:
+                grads = _thin_backward(grad, x, u, v, ctx.omega, ctx.gain, p, q, h, needs_x, needs_u or needs_v)
             grad_bias = grad.sum(0).to(ctx.bias_dtype) if needs_bias else None
         return *grads, grad_bias, None, None, None
 
@@ -216,11 +236,12 @@ class _Thin(torch.autograd.Function):
 
 @torch.library.custom_op("sinelr::sine_linear", mutates_args=())
 def _sine_linear_op(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
-    nodes = thin_nodes(u, v, omega, x.dtype)
-    if nodes is None:
-        return _formed_forward(x, u, v, bias, omega, gain)
-    p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
-    return _product(x @ q.t(), p, bias)
+    with without_autocast(x):
+        nodes = thin_nodes(u, v, omega, x.dtype)
+        if nodes is None:
+            return _formed_forward(x, u, v, bias, omega, gain)
+        p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
+        return _product(x @ q.t(), p, bias)
 
 
 @_sine_linear_op.register_fake
@@ -230,19 +251,29 @@ def _(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: 
 
 @torch.library.custom_op("sinelr::sine_linear_backward", mutates_args=())
 def _sine_linear_backward_op(
-    grad: Tensor, x: Tensor, u: Tensor, v: Tensor, omega: float, gain: float
+    grad: Tensor, x: Tensor, u: Tensor, v: Tensor, omega: float, gain: float, needs_x: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    nodes = thin_nodes(u, v, omega, x.dtype)
-    if nodes is None:
-        grads = _formed_backward(grad, x, u, v, omega, gain, True, True)
-        return grads  # ty: ignore[invalid-explicit-return]
-    p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
-    return _thin_backward(grad, x, u, v, omega, gain, p, q, x @ q.t(), True, True)  # ty: ignore[invalid-explicit-return]
+    """Gradients of x, u and v; an empty tensor for one that is not needed."""
+    with without_autocast(x):
+        nodes = thin_nodes(u, v, omega, x.dtype)
+        if nodes is None:
+            grads = _formed_backward(grad, x, u, v, omega, gain, needs_x, needs_weight)
+        else:
+            p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
+            grads = _thin_backward(grad, x, u, v, omega, gain, p, q, x @ q.t(), needs_x, needs_weight)
+    grad_x, grad_u, grad_v = (x.new_empty(0) if g is None else g.contiguous() for g in grads)
+    return grad_x, grad_u, grad_v
 
 
 @_sine_linear_backward_op.register_fake
-def _(grad: Tensor, x: Tensor, u: Tensor, v: Tensor, omega: float, gain: float) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(u), torch.empty_like(v)
+def _(
+    grad: Tensor, x: Tensor, u: Tensor, v: Tensor, omega: float, gain: float, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The gradient of x is laid out row by row, also where x itself is transposed.
+    grad_x = x.new_empty(x.shape if needs_x else 0)
+    if not needs_weight:
+        return grad_x, x.new_empty(0), x.new_empty(0)
+    return grad_x, u.new_empty(u.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -252,9 +283,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _compiled_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _sine_linear_backward_op(grad.contiguous(), *ctx.saved_tensors, ctx.omega, ctx.gain)
-    grad_bias = None if ctx.bias_dtype is None else grad.sum(0).to(ctx.bias_dtype)
-    return *grads, grad_bias, None, None
+    needs_x, needs_u, needs_v, needs_bias = ctx.needs_input_grad[:4]
+    needs = (needs_x, needs_u or needs_v)
+    grads = _sine_linear_backward_op(grad.contiguous(), *ctx.saved_tensors, ctx.omega, ctx.gain, *needs)
+    grad_x, grad_u, grad_v = (g if n else None for g, n in zip(grads, (needs_x, needs_u, needs_v), strict=True))
+    return grad_x, grad_u, grad_v, grad.sum(0).to(ctx.bias_dtype) if needs_bias else None, None, None
 
 
 _sine_linear_op.register_autograd(_compiled_backward, setup_context=_setup_context)
