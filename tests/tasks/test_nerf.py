@@ -1,0 +1,161 @@
+import logging
+import math
+
+import lightning.pytorch as L
+import pytest
+import torch
+from scenes import write_llff
+
+from sinelr_lightning.callbacks.collapse import RestartOnCollapse
+from sinelr_lightning.datamodules import NeRFData
+from sinelr_lightning.errors import UserError
+from sinelr_lightning.layers import SineLowRank
+from sinelr_lightning.rendering import image_rays
+from sinelr_lightning.runs import load_task
+from sinelr_lightning.tasks import NeRFTask
+
+
+def small_task(**options):
+    options = {"linear": SineLowRank(1), "depth": 2, "width": 32, "skip": 0, **options}
+    return NeRFTask(coarse_samples=8, fine_samples=8, **options)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return write_llff(tmp_path_factory.mktemp("scene") / "llff")
+
+
+def trainer(tmp_path, **options):
+    return L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["proposal", "hierarchical"])
+def trained(request, scene, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    optimizer = torch.optim.Adam
+    task = small_task(sampling=request.param, optimizer=lambda p: optimizer(p, lr=1e-2))
+    data = NeRFData(str(scene), batch_size=128, epoch_steps=150)
+    run = trainer(folder, max_steps=150)
+    run.fit(task, data)
+    run.save_checkpoint(folder / "run.ckpt")
+    return task, data, run, folder
+
+
+def test_it_learns_the_scene(trained):
+    _, data, run, _ = trained
+    colours = data.scene.images.float() / 255
+    constant = -10 * math.log10(colours.var(dim=(0, 1, 2), unbiased=False).mean())
+    assert run.callback_metrics["val/psnr"] > constant + 6  # the best single colour, and 6 dB over it
+    assert 0 < run.callback_metrics["val/ssim"] <= 1
+
+
+def test_the_score_is_the_psnr_of_the_rendered_view(trained):
+    task, data, run, _ = trained
+    scores = []
+    for view in data.scene.val:
+        camera = data.cameras.cam_to_world[view], data.cameras.intrinsics[view]
+        colour, depth = task.render(*image_rays(*camera, data.cameras.height, data.cameras.width))
+        truth = data.scene.images[view].double() / 255
+        scores.append(-10 * math.log10((colour.double() - truth).square().mean()))
+        assert colour.shape == (12, 16, 3) and depth.shape == (12, 16)
+    assert run.callback_metrics["val/psnr"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+
+
+def test_depth_is_that_of_the_plane(trained):
+    task, data, _, _ = trained
+    rays = image_rays(data.cameras.cam_to_world[4], data.cameras.intrinsics[4], 12, 16)
+    scale = 1 / (3.0 * 0.75)  # LLFF: the nearest bound times bd_factor becomes 1
+    assert task.render(*rays)[1].median() == pytest.approx(4.0 * scale, rel=0.25)
+
+
+def test_a_checkpoint_renders_without_data(trained):
+    task, data, _, folder = trained
+    loaded = load_task(folder / "run.ckpt")
+    rays = image_rays(data.cameras.cam_to_world[0], data.cameras.intrinsics[0], 12, 16)
+    torch.testing.assert_close(loaded.render(*rays)[0], task.render(*rays)[0])
+    assert loaded.cameras.near == data.cameras.near
+
+
+def test_a_full_memory_halves_the_chunk(trained, monkeypatch):
+    task, data, _, _ = trained
+    rays = image_rays(data.cameras.cam_to_world[0], data.cameras.intrinsics[0], 12, 16)
+    whole, chunk = task.render(*rays), task._render_chunk
+    sizes = []
+
+    def limited(origins, directions):
+        sizes.append(len(origins))
+        if len(origins) > 100:
+            raise torch.OutOfMemoryError("no memory")
+        return chunk(origins, directions)
+
+    monkeypatch.setattr(task, "_render_chunk", limited)
+    monkeypatch.setattr(task, "_chunk", None)
+    halved = task.render(*rays)
+    torch.testing.assert_close(halved[0], whole[0])
+    assert max(s for s in sizes if s <= 100) == 64 and sizes[0] == 192
+
+
+def test_forward_facing_rays_are_in_ndc_unless_switched_off(trained):
+    task, data, _, _ = trained
+    origins, directions = image_rays(data.cameras.cam_to_world[4], data.cameras.intrinsics[4], 12, 16)
+    rays = task.rays(origins, directions)
+    assert (rays.near, rays.far, rays.background) == (0.0, 1.0, None)
+    assert torch.allclose(rays.origins[..., 2], torch.tensor(-1.0))  # NDC: the near plane is at z' = -1
+    assert torch.allclose(rays.views.norm(dim=-1), torch.tensor(1.0))
+    plain = small_task(ndc=False)
+    plain.cameras = data.cameras
+    assert plain.rays(origins, directions).near == data.cameras.near
+
+
+@pytest.mark.parametrize(("mean", "reason"), [(-100.0, "passes through"), (1e4, "first interval")])
+def test_a_collapsed_run_is_restarted_once(scene, tmp_path, caplog, mean, reason):
+    task = small_task(ndc=False)
+    task.jitter = False
+
+    def kill():
+        with torch.no_grad():
+            for head in (task.renderer.field.density, task.renderer.proposal.density):
+                head.weight.zero_()
+                head.bias.fill_(mean)
+
+    class Kill(L.Callback):
+        times = 0
+
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step in (0, 4) and self.times < 2:
+                self.times += 1
+                kill()
+
+    data = NeRFData(str(scene), batch_size=32, epoch_steps=8)
+    run = trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Kill(), RestartOnCollapse(every=2)])
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=f"collapsed again.*{reason}"):
+        run.fit(task, data)
+    assert run.global_step == 6
+    assert "collapsed at step 2" in caplog.text and reason in caplog.text
+
+
+def test_a_restart_draws_other_weights():
+    torch.manual_seed(3)
+    task = small_task()
+    before = task.renderer.field.trunk[0].U.clone()
+    task.restart(4)
+    drawn = task.renderer.field.trunk[0].U.clone()
+    task.restart(4)
+    assert not torch.equal(before, drawn) and torch.equal(drawn, task.renderer.field.trunk[0].U)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip": 2}, "skip must be the index"),
+        ({"sampling": "uniform"}, "proposal or hierarchical"),
+        ({"linear": SineLowRank(40)}, "rank 40 is not below"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises((UserError, ValueError), match=message):
+        small_task(**options)
