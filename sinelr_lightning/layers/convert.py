@@ -56,7 +56,8 @@ def convert(
 
     A layer is left as it is, with the reason in the result, if its factors would not be smaller than its weight, if
     its weight is shared with another module (a tied embedding), if it is a grouped or depthwise
-    convolution, or if the factory makes no convolutions. A layer that stands in several places stays one layer.
+    convolution, or if the factory makes no convolutions. The packed input projection of `nn.MultiheadAttention` is
+    no layer and is left too. A layer that stands in several places stays one layer.
 
     Args:
         model: any module; the module itself is not replaced, its descendants are.
@@ -100,7 +101,18 @@ def convert(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made)
         result.converted.append(name)
+    for name in _packed_projections(model):
+        if any(isinstance(p, str) and fnmatchcase(name, p) for p in include):
+            result.skipped[name] = "nn.MultiheadAttention packs three projections into a bare parameter"
     return result
+
+
+def _packed_projections(model: nn.Module) -> list[str]:
+    return [
+        f"{name}.in_proj_weight".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
+    ]
 
 
 def _matches(patterns: list[Pattern], name: str, module: nn.Module) -> bool:

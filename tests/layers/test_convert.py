@@ -1,0 +1,196 @@
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from sinelr_lightning.layers import (
+    Dense,
+    FactorizedConv2d,
+    FactorizedLinear,
+    LowRank,
+    SineLowRank,
+    convert,
+    fold,
+    summarize,
+)
+
+
+class Block(nn.Module):
+    """A transformer block as in the vision transformers, with a dropout to tell training from evaluation."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        x = x + self.attention(h, h, h, need_weights=False)[0]
+        return x + self.mlp(x)
+
+
+class SmallViT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 32, 4, stride=4)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.patch(image).flatten(2).mT).mean(1))
+
+
+def test_vision_transformer():
+    model, image = SmallViT(), torch.randn(2, 3, 16, 16)
+    before = summarize(model).parameters
+    result = convert(model, SineLowRank(2), exclude=["head"])
+    assert result.converted == ["patch"] + [
+        f"blocks.{i}.{name}" for i in (0, 1) for name in ("attention.out_proj", "mlp.0", "mlp.2")
+    ]
+    assert set(result.skipped) == {"blocks.0.attention.in_proj_weight", "blocks.1.attention.in_proj_weight"}
+    assert "left blocks.0.attention.in_proj_weight: nn.MultiheadAttention packs" in str(result)
+    assert type(model.patch) is FactorizedConv2d and type(model.head) is nn.Linear
+    assert summarize(model).dense_parameters == before
+
+    model(image).square().sum().backward()  # in training, through the packed attention's functional form
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.blocks[0].attention.out_proj.parameters())
+    trained = model(image).detach()
+    with torch.no_grad():  # in evaluation, where attention may take its fused path
+        torch.testing.assert_close(model.eval()(image), trained, rtol=1e-4, atol=1e-5)
+        for tolerance in (None, 1e-5):
+            folded = fold(copy.deepcopy(model), tolerance)
+            torch.testing.assert_close(folded(image), trained, rtol=1e-3, atol=1e-4)
+            assert not any(isinstance(m, FactorizedLinear | FactorizedConv2d) for m in folded.modules())
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_pytorchs_own_encoder_layer_reads_the_weights(evaluation: bool):
+    model = nn.Sequential(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True))
+    convert(model, SineLowRank(1))
+    x = torch.randn(2, 5, 32)
+    expected = model(x).detach()
+    model.train(not evaluation)
+    with torch.set_grad_enabled(not evaluation):
+        for served in (model, fold(copy.deepcopy(model)), fold(copy.deepcopy(model), 1e-6)):
+            torch.testing.assert_close(served(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resnet18():
+    model = torchvision.models.resnet18(num_classes=7).eval()
+    result = convert(model, LowRank(4), exclude=["fc"])
+    assert not result.skipped
+    assert len(result.converted) == 20  # its convolutions
+    layer = model.layer2[0].conv1
+    assert (layer.stride, layer.padding, layer.kernel_size, layer.bias) == ((2, 2), (1, 1), (3, 3), None)
+    assert not layer.training
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x)
+    torch.testing.assert_close(fold(model)(x), expected, rtol=1e-4, atol=1e-4)
+    assert type(model.layer2[0].conv1) is nn.Conv2d
+
+
+def test_leaves_and_names_what_would_not_gain():
+    model = nn.ModuleDict(
+        {
+            "depthwise": nn.Conv2d(64, 64, 3, groups=64),
+            "grouped": nn.Conv2d(64, 64, 3, groups=2),
+            "narrow": nn.Linear(64, 3),
+            "growing": nn.Linear(8, 8),
+            "good": nn.Linear(64, 64),
+        }
+    )
+    result = convert(model, LowRank(4))
+    assert result.converted == ["good"]
+    assert "rank 4 is not below min(out_features=64, in_features=9) = 9" not in result.skipped["depthwise"]
+    assert "grouped convolution (64 groups)" in result.skipped["depthwise"]
+    assert "grouped convolution (2 groups)" in result.skipped["grouped"]
+    assert "rank 4 is not below min(out_features=3, in_features=64) = 3" in result.skipped["narrow"]
+    assert result.skipped["growing"] == "its factors would have 64 parameters, its weight has 64"
+    assert str(result).startswith("converted 1 layers\n  left depthwise: ")
+
+
+def test_a_factory_without_convolutions():
+    model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.Linear(8, 8))
+    dense = model[1]
+    result = convert(model, Dense())
+    assert result.skipped == {"0": "Dense makes no convolutions"}
+    assert result.converted == ["1"] and model[1] is not dense and type(model[1]) is nn.Linear
+    with pytest.raises(ValueError, match='init="fit" needs a factorization, got Dense'):
+        convert(model, Dense(), init="fit")
+
+
+def test_patterns():
+    def named() -> nn.Module:
+        return nn.ModuleDict({"encoder": nn.Linear(32, 32), "decoder": nn.Linear(32, 32), "head": nn.Linear(32, 32)})
+
+    assert convert(named(), LowRank(1), include=["*coder"], exclude=["de*"]).converted == ["encoder"]
+    assert convert(named(), LowRank(1), include=[lambda name, m: name > "e"]).converted == ["encoder", "head"]
+    with pytest.raises(ValueError) as error:
+        convert(named(), LowRank(1), include=["encodr"])
+    assert "pattern 'encodr' matches no linear layer or convolution; near names: encoder" in str(error.value)
+    model = named()
+    with pytest.raises(ValueError, match=r"pattern 'haed' .* near names: head"):
+        convert(model, LowRank(1), exclude=["haed"])
+    assert all(type(m) is nn.Linear for m in model.values())  # an error changes nothing
+    with pytest.raises(ValueError, match="the model has none"):
+        convert(nn.ReLU(), LowRank(1))
+    with pytest.raises(ValueError, match='init must be "fresh" or "fit", got \'svd\''):
+        convert(named(), LowRank(1), init="svd")
+
+
+def test_keeps_device_type_mode_and_bias():
+    model = nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 32, bias=False)).bfloat16().eval()
+    bias = model[0].bias.detach().clone()
+    convert(model, SineLowRank(1))
+    assert torch.equal(model[0].bias, bias) and model[1].bias is None
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert not model[0].training
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(32, 24))
+    convert(model, SineLowRank(1))
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("factory", [LowRank(3), SineLowRank(3)])
+def test_fit_approximates_the_present_weights(factory):
+    model = nn.Sequential(nn.Linear(32, 24), nn.Conv2d(6, 20, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(24, 3) @ torch.randn(3, 32))
+        model[1].weight.copy_((torch.randn(20, 3) @ torch.randn(3, 54)).reshape(20, 6, 3, 3))
+    weights = [layer.weight.detach().flatten(1) for layer in model]
+    convert(model, factory, init="fit")
+    for layer, weight in zip(model, weights, strict=True):
+        assert (layer.weight - weight).norm() < 3e-3 * weight.norm()
+        assert all(p.requires_grad for p in layer.parameters())
+    convert_error = (factory(32, 24).weight - weights[0]).norm() / weights[0].norm()
+    assert convert_error > 0.5  # fresh factors know nothing of the weight
+
+
+def test_shared_layers_stay_shared():
+    layer = nn.Linear(32, 32)
+    model = nn.ModuleDict({"a": layer, "b": nn.Sequential(layer), "c": nn.Linear(32, 32)})
+    result = convert(model, SineLowRank(1))
+    assert result.converted == ["a", "b.0", "c"]
+    assert model["a"] is model["b"][0] is not model["c"]
+    fold(model)
+    assert type(model["a"]) is nn.Linear and model["a"] is model["b"][0]
+
+
+def test_tied_weights_are_left():
+    model = nn.ModuleDict({"embedding": nn.Embedding(50, 32), "head": nn.Linear(32, 50), "body": nn.Linear(32, 32)})
+    model["head"].weight = model["embedding"].weight
+    result = convert(model, SineLowRank(1))
+    assert result.converted == ["body"]
+    assert result.skipped == {"head": "its weight is shared with another module"}
+
+
+def test_same_padding_with_a_padding_mode():
+    model = nn.Sequential(nn.Conv2d(4, 12, 4, padding="same", padding_mode="circular"))
+    convert(model, LowRank(1))
+    x = torch.randn(1, 4, 6, 6)
+    y = model(x)
+    torch.testing.assert_close(fold(model)(x), y, rtol=1e-4, atol=1e-5)
+    assert y.shape == (1, 12, 6, 6)
