@@ -90,6 +90,18 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
         save_video(tmp_path / "name", film(2))
 
 
+def test_a_file_that_appears_in_the_folder_meanwhile_is_not_deleted(tmp_path):
+    folder = save_video(tmp_path / "frames", film(1))
+
+    def slow():
+        yield from film(2)
+        (folder / "notes.txt").write_text("mine")
+
+    with pytest.raises(UserError, match="notes"):
+        save_video(folder, slow())
+    assert files(folder) == ["0000.png", "notes.txt"] and files(tmp_path) == ["frames"]
+
+
 def test_an_unknown_suffix_names_what_is_accepted(tmp_path):
     with pytest.raises(UserError, match=r"\.avi; accepted are \.mp4, \.webp, \.gif, or a folder"):
         save_video(tmp_path / "a.avi", film())
