@@ -1,4 +1,4 @@
-"""Posed photographs as batches of rays: all pixels live in one tensor, a batch is indices until it is on the device."""
+"""Posed photographs as batches of rays: pixels live in one tensor, a batch is indices until it is on the device."""
 
 from typing import Any
 

@@ -26,8 +26,6 @@ __all__ = [
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """`field(positions [..., S, 3], view_directions [..., 3]) -> (density [..., S], colour [..., S, 3])`."""
 
-_INFINITE_LENGTH = 1e10  # instead of inf, which times a density of 0 would be NaN
-
 
 class Rendered(NamedTuple):
     """Pixels of rays, and the weights they were made with.
@@ -116,9 +114,9 @@ def render_rays(
         background: as in `composite`.
         positions: [..., S], t at which the field is evaluated; default: the middles. The original way gives its
             samples here, and `edges_after(samples, far)` as edges.
-        infinite_end: let the last interval be 1e10 long, whatever its edge says, as the original does: any density
-            at the last position is then an opaque wall. That suits NDC scenes, whose t = 1 is infinity; where a
-            background colour should show through empty rays, leave it out.
+        infinite_end: let the last interval reach to infinity, so that it takes all light that comes that far: w_S = T_S.
+            The original's last length of 1e10 means the same, but puts 1e10 into the gradient of a small density. It
+            suits NDC scenes, whose t = 1 is infinity; leave it out where a background colour should show through.
 
     Returns:
         `Rendered`, with depth in units of t.
@@ -128,11 +126,10 @@ def render_rays(
         view_directions = normalize(directions, dim=-1)
     points = torch.addcmul(origins[..., None, :], directions[..., None, :], t[..., None])
     density, colour = field(points, view_directions)
-    lengths = edges.diff(dim=-1)
+    lengths = edges.diff(dim=-1) * directions.norm(dim=-1, keepdim=True)
+    weights, transmittance = volume_weights(density, lengths)
     if infinite_end:
-        lengths = pad(lengths[..., :-1], (0, 1), value=_INFINITE_LENGTH)
-    lengths = lengths * directions.norm(dim=-1, keepdim=True)
-    weights, _ = volume_weights(density, lengths)
+        weights = torch.cat([weights[..., :-1], transmittance[..., -1:]], dim=-1)
     return composite(weights, colour, t, background)
 
 

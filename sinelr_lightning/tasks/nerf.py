@@ -163,7 +163,7 @@ class NeRFTask(Task):
         """Say what has died, judged by the last batch: no ray meets anything, or every ray ends at once."""
         if self.last is None:
             return None
-        if bool((self.last.opacity < 0.01).all()):
+        if bool((self.last.beyond > 0.99).all()):
             return "every ray passes through the scene (opacity 0 everywhere)"
         if bool((self.last.first > 0.99).all()):
             return "every ray ends in its first interval (a wall before the cameras)"

@@ -49,16 +49,16 @@ class RayColours(NamedTuple):
     Attributes:
         colour: [..., 3].
         depth: [...], in units of t.
-        opacity: [...].
-        first: [...], the weight of the first interval; near one on every ray, a wall stands before the camera.
+        first: [...], the weight of the first interval; near one on every ray, a wall stands before the cameras.
+        beyond: [...], the weight of what lies behind all samples; near one on every ray, the scene is empty.
         coarse_colour: [..., 3] of the coarse field (hierarchical), else None.
         interlevel: loss that lets the proposal bound the weights (proposal), else None.
     """
 
     colour: Tensor
     depth: Tensor
-    opacity: Tensor
     first: Tensor
+    beyond: Tensor
     coarse_colour: Tensor | None
     interlevel: Tensor | None
 
@@ -108,7 +108,7 @@ class RayRenderer(nn.Module):
         drawn = sample_pdf(midpoints(even), coarse.weights[..., 1:-1], self.fine_samples, generator)
         samples = merge(even, drawn)
         fine = _render(self.field, rays, edges_after(samples, rays.far), samples)
-        return RayColours(fine.colour, fine.depth, fine.opacity, fine.weights[..., 0], coarse.colour, None)
+        return _colours(fine, rays, coarse.colour, None)
 
     def _by_proposal(
         self, proposal: DensityField, rays: Rays, even: Tensor, generator: torch.Generator | None
@@ -123,7 +123,12 @@ class RayRenderer(nn.Module):
         edges = edges_around(drawn, rays.near, rays.far)
         fine = _render(self.field, rays, edges)
         loss = interlevel_loss(edges, fine.weights, wide, proposed.weights) if torch.is_grad_enabled() else None
-        return RayColours(fine.colour, fine.depth, fine.opacity, fine.weights[..., 0], None, loss)
+        return _colours(fine, rays, None, loss)
+
+
+def _colours(fine: Rendered, rays: Rays, coarse_colour: Tensor | None, interlevel: Tensor | None) -> RayColours:
+    beyond = fine.weights[..., -1] if rays.background is None else 1 - fine.opacity
+    return RayColours(fine.colour, fine.depth, fine.weights[..., 0], beyond, coarse_colour, interlevel)
 
 
 def _render(field: Any, rays: Rays, edges: Tensor, positions: Tensor | None = None) -> Rendered:
