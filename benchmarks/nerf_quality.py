@@ -138,9 +138,8 @@ def best_lr(results: list[dict[str, Any]], method: str, rank: int) -> float:
 
 
 def table(args: argparse.Namespace, report: dict[str, Any], cases: list[tuple[str, int]]) -> str:
-    head = (
-        "| method | rank | parameters | of dense | kB | PSNR (dB) | SSIM | best lr | ms/step |\n" + "|---" * 9 + "|\n"
-    )
+    columns = ["method", "rank", "parameters", "of dense", "kB", "PSNR (dB)", "SSIM", "best lr", "ms/step"]
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     rows = []
     for method, rank in cases:
         lr = best_lr(report["runs"], method, rank)

@@ -128,7 +128,7 @@ class _Stderr(logging.StreamHandler):
     """Writes to what sys.stderr is now, not to what it was when the handler was made."""
 
     @property
-    def stream(self) -> Any:  # ty: ignore[invalid-attribute-override]
+    def stream(self) -> Any:
         return sys.stderr
 
     @stream.setter

@@ -60,7 +60,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     `last` is saved every `every_minutes`, after each validation, at the end of the run, and when the run is told to
     stop (Ctrl-C, SIGTERM). Lightning's own callback saves `last` only where the monitored figure improved.
-    A state in mid-step, in mid-validation or at the very end of an epoch is never saved: none resumes exactly.
+    What is saved resumes exactly: never in mid-step, and in mid-validation so that the validation runs again whole.
 
     Args:
         every_minutes: longest time between two saves of `last`.
@@ -76,7 +76,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.last_model_path = ""
         self._saved_at = time.monotonic()
         self._saved_step = -1
-        self._in_step = False
+        self._in_validation = False
 
     # -- when ----------------------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -87,20 +87,22 @@ class Checkpoint(callbacks.Checkpoint):
         """Start the clock; what was just restored need not be saved."""
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """A step begins."""
-        self._in_step = True
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save when it is time, unless a validation follows: Lightning would skip it on resume."""
-        self._in_step = False
+        """Save when it is time or the run is told to stop, unless a validation follows: a resume would skip it."""
         if self._due(trainer) and not self._validation_follows(trainer):
+            self._save_last(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save when it is time: a long validation that fails must not cost the steps before it."""
+        self._in_validation = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self._in_validation and self._due(trainer):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save `best` if the monitored figure improved, and `last`."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        if not self._in_validation:
             return
+        self._in_validation = False
         score = trainer.callback_metrics.get(getattr(pl_module, "monitor", ""))
         if score is not None and self._improves(float(score), getattr(pl_module, "mode", "min")):
             earlier, self.best_score = self.best_score, float(score)
@@ -108,6 +110,7 @@ class Checkpoint(callbacks.Checkpoint):
                 self.best_model_path = str(self.folder / "best.ckpt")
             else:
                 self.best_score = earlier
+        self._saved_step = -1  # what was saved before this validation would repeat it
         self._save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,14 +125,14 @@ class Checkpoint(callbacks.Checkpoint):
             raise UserError(error)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save when the run was told to stop, which Lightning does between two steps."""
-        if isinstance(exception, SIGTERMException) and not self._in_step and not trainer.sanity_checking:
+        """Save when the run was told to stop after the last save: between two steps or two held-out samples."""
+        if isinstance(exception, SIGTERMException) and not trainer.sanity_checking:
             self._save_last(trainer)
 
     # -- how -----------------------------------------------------------------------------------------------------
     def _due(self, trainer: L.Trainer) -> bool:
-        due = time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        return trainer.strategy.broadcast(due)  # the clock of rank 0 decides for all: saving is a joint act
+        due = trainer.received_sigterm or time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return trainer.strategy.broadcast(due)  # rank 0 decides for all: saving is a joint act
 
     @staticmethod
     def _validation_follows(trainer: L.Trainer) -> bool:
@@ -179,11 +182,20 @@ class Checkpoint(callbacks.Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Give the batch back that a step in progress has taken: the save on SLURM's signal comes in mid-step."""
-        if self._in_step:
-            for state in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", []):
+        """Turn what is in progress back to its beginning.
+
+        A step in progress (SLURM's signal saves there) gives the batch back that it took. A validation in progress
+        counts as at its first sample: Lightning would go on with its counters, but over the wrong samples.
+        """
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        taken = trainer.fit_loop.epoch_loop.batch_progress.total
+        if taken.ready > taken.processed:
+            for state in fit_loop["state_dict"].get("combined_loader", []):
                 if "next" in state:
                     state["next"] -= 1
+        if self._in_validation:
+            first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            fit_loop["epoch_loop.val_loop.batch_progress"].update(total=dict(first), current=dict(first))
 
 
 def _finite(module: torch.nn.Module) -> bool:
