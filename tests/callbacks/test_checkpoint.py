@@ -1,0 +1,162 @@
+import errno
+
+import lightning.pytorch as L
+import pytest
+import torch
+from toy import ToyData, ToyTask, Trace
+
+from sinelr_lightning.callbacks import AtomicCheckpointIO, Checkpoint
+from sinelr_lightning.errors import UserError
+
+
+def fit(folder, checkpoint, *callbacks, task=None, io=None, **options):
+    options = {"max_steps": 30, **options}
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, callbacks=[checkpoint, *callbacks], plugins=[io or AtomicCheckpointIO()], **options,
+    )  # fmt: skip
+    trainer.fit(task or ToyTask(), ToyData())
+    return trainer
+
+
+class Scripted(ToyTask):
+    """Reports the errors that it is told to."""
+
+    errors = (0.3, 0.5, 0.4)
+
+    def on_validation_epoch_end(self):
+        index = self.global_step // 10 - 1
+        self.log("val/error", self.errors[index] if index >= 0 else 9.0)
+
+
+def steps(folder):
+    return {
+        path.stem: torch.load(path, weights_only=True)["global_step"]
+        for path in (folder / "checkpoints").glob("*.ckpt")
+    }
+
+
+def test_last_is_the_last_state_also_where_the_figure_did_not_improve(tmp_path):
+    checkpoint = Checkpoint()
+    fit(tmp_path, checkpoint, task=Scripted())
+    assert steps(tmp_path) == {"best": 10, "last": 30}
+    assert checkpoint.best_score == pytest.approx(0.3)
+    assert checkpoint.best_model_path.endswith("best.ckpt")
+
+
+def test_best_follows_the_mode(tmp_path):
+    class Higher(Scripted):
+        mode = "max"
+
+    fit(tmp_path, Checkpoint(), task=Higher())
+    assert steps(tmp_path) == {"best": 20, "last": 30}
+
+
+def test_a_figure_that_is_no_number_is_never_best(tmp_path):
+    class Broken(Scripted):
+        errors = (0.5, float("nan"), 0.6)
+
+    fit(tmp_path, Checkpoint(), task=Broken())
+    assert steps(tmp_path)["best"] == 10
+
+
+def test_last_is_saved_by_the_clock_between_validations(tmp_path):
+    saved = []
+
+    class Watch(Checkpoint):
+        def _save(self, trainer, name):
+            saved.append((name, trainer.global_step))
+            return super()._save(trainer, name)
+
+    fit(tmp_path, Watch(every_minutes=0), max_steps=12)
+    # Twice at 10: before the validation, which may fail, and after it.
+    assert [step for name, step in saved if name == "last"] == sorted([*range(1, 13), 10])
+    saved.clear()
+    fit(tmp_path / "b", Watch(every_minutes=60), max_steps=12)
+    assert [step for name, step in saved if name == "last"] == [10, 12]
+
+
+def test_weights_with_nan_overwrite_nothing(tmp_path, caplog):
+    class Poisoned(Scripted):
+        def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            if self.global_step == 15:
+                self.network[0].bias.data[0] = float("nan")
+
+    fit(tmp_path, Checkpoint(), task=Poisoned())
+    assert steps(tmp_path) == {"best": 10, "last": 10}
+    assert "the weights hold NaN or infinity at step 20: last.ckpt is kept as it was" in caplog.text
+
+
+class FullDisk(AtomicCheckpointIO):
+    """Writes half of the file and then finds the disk full, as the operating system would."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        self.left -= 1
+        with pytest.MonkeyPatch.context() as patch:
+            if self.left < 0:
+                patch.setattr(torch, "save", self.half)
+            super().save_checkpoint(checkpoint, path)
+
+    @staticmethod
+    def half(checkpoint, file):
+        file.write(b"PK" * 1000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so_at_the_end(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"last.ckpt was not saved: No space left on device"):
+        fit(tmp_path, Checkpoint(), Trace(str(tmp_path / "trace.txt")), task=Scripted(), io=FullDisk(after=2))
+    assert steps(tmp_path) == {"best": 10, "last": 10}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert "train 30" in (tmp_path / "trace.txt").read_text(), "the training must go on"
+    assert "the earlier checkpoint is kept and training goes on" in caplog.text
+
+
+def test_a_disk_that_is_full_for_a_while_is_no_error(tmp_path):
+    class Recovers(FullDisk):
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            if checkpoint["global_step"] == 30:
+                self.left = 9
+            super().save_checkpoint(checkpoint, path)
+
+    fit(tmp_path, Checkpoint(), task=Scripted(), io=Recovers(after=2))
+    assert steps(tmp_path) == {"best": 10, "last": 30}
+
+
+def test_a_really_full_device_is_recognised(tmp_path):
+    """torch.save to /dev/full ends in a RuntimeError of its archive, not in an OSError."""
+    writer, original = AtomicCheckpointIO(), torch.save
+    with pytest.MonkeyPatch.context() as patch, open("/dev/full", "wb", buffering=0) as full:
+        patch.setattr(torch, "save", lambda checkpoint, file: original(checkpoint, full))
+        writer.save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / "a.ckpt")
+    assert writer.error is not None and "a.ckpt was not saved" in writer.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_failures_while_saving_are_raised(tmp_path):
+    with pytest.raises(AttributeError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", lambda checkpoint, file: checkpoint.missing)
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"state_dict": torch.nn.Linear(1, 1)}, tmp_path / "a.ckpt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_save_in_mid_step_gives_the_taken_batch_back(tmp_path):
+    class MidStep(ToyTask):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 4:
+                self.trainer.save_checkpoint(tmp_path / "mid.ckpt")
+            return super().training_step(batch, batch_idx)
+
+    fit(tmp_path, Checkpoint(), task=MidStep(), max_steps=6)
+    loops = torch.load(tmp_path / "mid.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]
+    assert loops["combined_loader"] == [{"next": 4}]
