@@ -147,10 +147,12 @@ def table(args: argparse.Namespace, report: dict[str, Any], cases: list[tuple[st
         size = summarize(make(args, method, rank, lr))
         psnr = [r["psnr"] for r in chosen]
         ssim = statistics.mean(r["ssim"] for r in chosen)
+        spread = statistics.stdev(psnr) if len(psnr) > 1 else 0
+        milliseconds = report["step_seconds"][f"{method} {rank}"] * 1e3
         rows.append(
-            f"| {method} | {rank or '–'} | {size.parameters:,} | {size.compression:.1%} | {size.parameters * 4 / 1000:.0f} "
-            f"| {statistics.mean(psnr):.2f} ± {statistics.stdev(psnr) if len(psnr) > 1 else 0:.2f} | {ssim:.3f} "
-            f"| {lr:g} | {report['step_seconds'][f'{method} {rank}'] * 1e3:.1f} |\n"
+            f"| {method} | {rank or '–'} | {size.parameters:,} | {size.compression:.1%} "
+            f"| {size.parameters * 4 / 1000:.0f} | {statistics.mean(psnr):.2f} ± {spread:.2f} | {ssim:.3f} "
+            f"| {lr:g} | {milliseconds:.1f} |\n"
         )
     return head + "".join(rows)
 

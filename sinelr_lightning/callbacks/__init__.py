@@ -1,8 +1,19 @@
-"""What watches or changes training; the command line adds all of these to every run."""
+"""What watches or changes training."""
 
 from sinelr_lightning.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from sinelr_lightning.callbacks.collapse import RestartOnCollapse
 from sinelr_lightning.callbacks.guards import StopOnNaN
 from sinelr_lightning.callbacks.progress import Progress
 from sinelr_lightning.callbacks.report import Report
+from sinelr_lightning.callbacks.weights import CachedWeights, ConvertCallback
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "Report", "StopOnNaN"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "CachedWeights",
+    "Checkpoint",
+    "ConvertCallback",
+    "Progress",
+    "Report",
+    "RestartOnCollapse",
+    "StopOnNaN",
+]

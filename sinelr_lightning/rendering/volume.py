@@ -114,7 +114,7 @@ def render_rays(
         background: as in `composite`.
         positions: [..., S], t at which the field is evaluated; default: the middles. The original way gives its
             samples here, and `edges_after(samples, far)` as edges.
-        infinite_end: let the last interval reach to infinity, so that it takes all light that comes that far: w_S = T_S.
+        infinite_end: let the last interval reach to infinity, so it takes all light that comes that far: w_S = T_S.
             The original's last length of 1e10 means the same, but puts 1e10 into the gradient of a small density. It
             suits NDC scenes, whose t = 1 is infinity; leave it out where a background should show through.
 
