@@ -50,7 +50,7 @@ class RestartOnCollapse(L.Callback):
         self.restarts += 1
         seed = torch.initial_seed() + 1
         log.warning("the run collapsed at step %d: %s; starting again once with seed %d", step, reason, seed)
-        pl_module.restart(seed)  # ty: ignore[call-non-callable]
+        pl_module.restart(seed)  # ty: ignore[not-callable]
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
 
