@@ -408,3 +408,17 @@ def test_convolution_refuses_integers_and_follows_the_input_type():
     with pytest.raises(TypeError, match="floating-point"):
         layer(torch.ones(1, 3, 5, dtype=torch.long))
     assert layer(torch.ones(1, 3, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@every_family
+def test_convolution_keeps_the_phase_under_autocast(family: Factorization):
+    layer = FactorizedConv2d(strained(family), 8, 24, 3)
+    exact, x = copy.deepcopy(layer).double(), torch.randn(2, 8, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    expected = F.conv2d(x.double(), exact.weight.reshape(24, 8, 3, 3), exact.bias)
+    assert relative_error(y, expected) < 1.5e-2
+    ours = torch.autograd.grad(y.square().sum(), float_factors(layer))
+    reference = torch.autograd.grad(expected.square().sum(), float_factors(exact))
+    assert all(relative_error(g, r) < 1.5e-2 for g, r in zip(ours, reference, strict=True))
