@@ -1,12 +1,14 @@
-"""Every family of the package with example hyperparameters, and a family that uses the seam's defaults alone."""
+"""Every family of the package with example hyperparameters, a family that uses the seam's defaults, and measures."""
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sinelr_lightning.layers  # noqa: F401  (defines the families)
 from sinelr_lightning.layers.factorization import Factorization, wide
@@ -51,3 +53,52 @@ EXAMPLES = [_example(family, rank) for family in (*PACKAGE_FAMILIES, ShuffledLow
 
 def name_of(example: Factorization) -> str:
     return f"{type(example).__name__}-{getattr(example, 'rank', '')}"
+
+
+M, N = 40, 48  # rank-1 sines run thin at this size in float32, formed in float64
+
+every_family = pytest.mark.parametrize("family", EXAMPLES, ids=name_of)
+
+
+def float_factors(layer: nn.Module) -> list[Tensor]:
+    return [f for f in layer.factors() if f.is_floating_point()]
+
+
+def loss_weights(y: Tensor) -> Tensor:
+    """Weights of the outputs in a loss: all different from zero, and exact in every type."""
+    return (7 * torch.arange(y.numel()) % 5 - 1.5).reshape(y.shape).to(y.dtype)
+
+
+def gradients(layer: nn.Module, x: Tensor, through: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """Output and gradients of x, factors and bias for a loss that weighs every output differently."""
+    x = x.detach().requires_grad_()
+    y = (layer if through is None else through)(x)
+    weights = loss_weights(y)
+    inputs = [x, *layer.parameters()]
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), inputs)]
+
+
+def kept(run: Callable[[], Tensor]) -> list[int]:
+    """Elements of each distinct tensor that autograd keeps for backward."""
+    storages: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = run()
+    del result
+    return list(storages.values())
+
+
+def strained(family: Factorization) -> Factorization:
+    """The family at its most sensitive: for a sine, 200 rad of frequency at rank 8."""
+    names = {f.name for f in dataclasses.fields(family)}
+    if not {"rank", "frequency"} <= names or family.rank == 1:
+        return family
+    return dataclasses.replace(family, rank=8, frequency=200)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    return ((value.double() - reference).norm() / reference.norm()).item()

@@ -44,7 +44,7 @@ def test_factories(factory):
         lambda x: x,
         "SineLowRank",
     ],
-    ids=str,
+    ids=["layer", "class", "other names", "not callable", "partial", "lambda", "string"],
 )
 def test_not_factories(other):
     assert not isinstance(other, LinearFactory)

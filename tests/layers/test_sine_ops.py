@@ -10,6 +10,8 @@ from torch import Tensor
 from sinelr_lightning.layers import SineLowRank, sine_ops
 from sinelr_lightning.layers.select import nodes_for_phase
 
+from .families import loss_weights
+
 M, N = 96, 80
 OMEGA, GAIN = 30.0, 9.0
 
@@ -48,8 +50,7 @@ def rank_one(largest_phase: float, dtype=torch.float64, m: int = M, n: int = N) 
 def value_and_gradients(way, x, u, v, bias) -> list[Tensor]:
     inputs = [t.detach().clone().requires_grad_() for t in (x, u, v, bias)]
     y = way(*inputs)
-    weights = (7 * torch.arange(y.numel()) % 5 - 1.5).reshape(y.shape).to(y.dtype)  # exact in every type
-    return [y.detach(), *torch.autograd.grad((y * weights).sum(), inputs)]
+    return [y.detach(), *torch.autograd.grad((y * loss_weights(y)).sum(), inputs)]
 
 
 @pytest.mark.parametrize("way", [formed, thin])
