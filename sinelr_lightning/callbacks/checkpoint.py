@@ -89,7 +89,10 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Save when it is time or the run is told to stop, unless a validation follows: a resume would skip it."""
-        if self._due(trainer) and not self._validation_follows(trainer):
+        # With several ranks every look is an exchange between them: not at each step.
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        looks = last_batch or trainer.world_size == 1 or trainer.global_step % 10 == 0
+        if looks and not self._validation_follows(trainer) and self._due(trainer):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -126,8 +129,9 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save when the run was told to stop after the last save: between two steps or two held-out samples."""
-        if isinstance(exception, SIGTERMException) and not trainer.sanity_checking:
-            self._save_last(trainer)
+        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and not self._in_validation
+        if isinstance(exception, SIGTERMException) and not trainer.sanity_checking and not ended:
+            self._save_last(trainer)  # a state after an epoch's end would lose or repeat an epoch
 
     # -- how -----------------------------------------------------------------------------------------------------
     def _due(self, trainer: L.Trainer) -> bool:
@@ -189,7 +193,7 @@ class Checkpoint(callbacks.Checkpoint):
         """
         fit_loop = checkpoint["loops"]["fit_loop"]
         taken = trainer.fit_loop.epoch_loop.batch_progress.total
-        if taken.ready > taken.processed:
+        if taken.ready > taken.processed:  # ty: ignore[missing-attribute]
             for state in fit_loop["state_dict"].get("combined_loader", []):
                 if "next" in state:
                     state["next"] -= 1

@@ -120,9 +120,8 @@ class Progress(ProgressBar):
         if not self._enabled or not self.console.is_terminal:
             return
         self._close()
-        self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=self.console
-        )
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+        self._bar = Bar(*columns, console=self.console, transient=what != "training")
         self._bar.start()
         self._row = self._bar.add_task(what, total=total, completed=completed, text="")
 

@@ -43,7 +43,8 @@ class Report(L.Callback):
         """Say what is trained, and where the run lives."""
         self._began = time.monotonic()
         if trainer.is_global_zero:
-            self._say(f"{_size_line(pl_module)}, run folder {_run_folder(trainer)}")
+            trial = getattr(trainer, "fast_dev_run", False)
+            self._say(_size_line(pl_module) + ("" if trial else f", run folder {_run_folder(trainer)}"))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the held-out figures; note them as the best if the monitored one improved."""
@@ -74,8 +75,8 @@ class Report(L.Callback):
 
     # -- telling -------------------------------------------------------------------------------------------------
     @rank_zero_only
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the figures of `fit` and close with what a person wants to know."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the figures of `fit` and close with what a person wants to know, when all else is done."""
         self.seconds += time.monotonic() - self._began
         figures = {
             "best": {**self.best, "step": self.best_step} if self.best else {},
@@ -113,6 +114,8 @@ class Report(L.Callback):
             if figures:
                 shown = "  ".join(f"{key} {value:.5g}" for key, value in figures.items())
                 lines.append(f"{name}: {shown} (step {when})")
+        if getattr(trainer, "fast_dev_run", False):
+            return [*lines, _size_line(pl_module), "a trial: nothing was written"]
         looks = [f"tensorboard --logdir {run}"] if trainer.loggers else []
         looks += pl_module.closing_lines(run) if isinstance(pl_module, Task) else []
         return [*lines, _size_line(pl_module), f"run folder {run}", *(f"  {look}" for look in looks)]
