@@ -3,7 +3,7 @@
 Every method and rank gets the same steps, rays, network and the same sweep of learning rates on its first seed; the
 rate with the best held-out PSNR then runs on the other seeds. The sine's frequency is not tuned: `auto` throughout.
 
-    python benchmarks/nerf_quality.py data/llff_demo --factor 2
+    python benchmarks/nerf_quality.py data/llff_demo
     python benchmarks/nerf_quality.py PATH/TO/fern --factor 8
     python benchmarks/nerf_quality.py PATH/TO/fern --factor 8 --paper --device cuda   (paper size; hours on one GPU)
 
@@ -41,13 +41,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("root", help="folder of a scene")
     parser.add_argument("--factor", type=int, default=1)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 5, 10])
-    parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1.5e-3, 5e-3, 1.5e-2])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[2e-3, 6e-3, 2e-2])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rays", type=int, default=512, help="rays a step")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--samples", type=int, nargs=2, default=[32, 16], help="of the proposal and of the field")
+    parser.add_argument("--samples", type=int, nargs=2, default=[32, 12], help="of the proposal and of the field")
     parser.add_argument("--paper", action="store_true", help="8 × 256, 64 + 128 hierarchical samples, 4096 rays")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each on the CPU")
