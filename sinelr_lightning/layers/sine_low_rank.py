@@ -96,21 +96,27 @@ class SineLowRank(Factorization):
         return p.t(), q
 
     def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:
-        """Start from the truncated SVD at small phases, where sin(T) = T, and descend from there.
+        """The best of three descents that start from the truncated SVD, at phases of up to 0.1, 2 and 4 rad.
 
-        The gain is chosen with the factors (phases of at most 0.1 rad at the start), so the result is never worse
-        than the truncated SVD by more than the sine's cubic term, 0.2 %.
+        The gain is chosen with the factors. At 0.1 rad sin(T) = T up to 0.2 %, so the result is never worse than
+        the truncated SVD by more than that; the larger phases fit weights with a flat spectrum better (0.63 against
+        0.67 of a Gaussian 96×64 matrix remain at rank 16).
         """
         from sinelr_lightning.layers.fit import descend
 
-        n = target.shape[1]
+        omega = self.omega(target.shape[1])
         u, s, vh = torch.linalg.svd(wide(target), full_matrices=False)
         root = s[: self.rank].sqrt()
         left, right = u[:, : self.rank] * root, vh[: self.rank].t() * root
-        scale = 0.1 / (left @ right.t()).abs().max().clamp_min(1e-30).item()
-        seeded = replace(self, gain=scale, frequency=self.omega(n))
-        shrink = math.sqrt(scale / self.omega(n))
-        return seeded, descend(seeded, {"U": left * shrink, "V": right * shrink}, target, steps)
+        largest = (left @ right.t()).abs().max().clamp_min(1e-30).item()
+        fits = []
+        for phase in (0.1, 2.0, 4.0):
+            seeded = replace(self, gain=phase / largest, frequency=omega)
+            shrink = math.sqrt(phase / largest / omega)
+            factors = descend(seeded, {"U": left * shrink, "V": right * shrink}, target, steps)
+            fits.append(((seeded.weight(**factors) - target).norm().item(), seeded, factors))
+        _, fitted, factors = min(fits, key=lambda fit: fit[0])
+        return fitted, factors
 
     def groups(self) -> dict[str, FactorGroup]:
         """The factors do not decay: decay would shrink the phases, and with them the rank, not the weight."""

@@ -23,6 +23,16 @@ def test_a_fitted_sine_is_never_worse_than_the_truncated_svd(rank: int, kind: st
     assert error <= 1.003 * best + 0.003 * target.norm().item() * (kind == "low rank")
 
 
+def test_a_fitted_sine_beats_the_truncated_svd_on_a_flat_spectrum():
+    torch.manual_seed(0)
+    target = torch.randn(96, 64)
+    best = (torch.linalg.svdvals(target)[16:].norm() / target.norm()).item()
+    fitted, factors = SineLowRank(16).fit(target)
+    error = ((fitted.weight(**factors) - target).norm() / target.norm()).item()
+    assert best > 0.66 and error < 0.64
+    assert fitted.rank == 16 and sum(f.numel() for f in factors.values()) == 16 * (96 + 64)
+
+
 def test_fitting_zero_and_half_precision_targets():
     fitted, factors = SineLowRank(2).fit(torch.zeros(10, 12), steps=3)
     assert torch.count_nonzero(fitted.weight(**factors)) == 0
