@@ -64,8 +64,8 @@ def convert(
         factory: for example `SineLowRank(rank=8)`.
         include: patterns over the dotted names (`"*.mlp.*"`), or functions of (name, module).
         exclude: patterns that win over `include`.
-        init: "fresh" for newly drawn factors, "fit" for factors that approximate the present weights. A fit may change
-            hyperparameters of single layers (the gain of a sine), which `state_dict` does not hold.
+        init: "fresh" for newly drawn factors, "fit" for factors that approximate the present weights. A fit may
+            change hyperparameters of single layers (the gain of a sine), which `state_dict` does not hold.
 
     Raises:
         ValueError: a pattern matches no linear layer or convolution (with the nearest names), an unknown `init`,
