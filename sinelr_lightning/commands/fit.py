@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 import sinelr_lightning.datamodules
 import sinelr_lightning.tasks  # noqa: F401 (short names are found among imported classes)
-from sinelr_lightning.callbacks import AtomicCheckpointIO, Checkpoint, Progress, Report, StopOnNaN
+from sinelr_lightning.callbacks import AtomicCheckpointIO, Checkpoint, Progress, Report, RestartOnCollapse, StopOnNaN
 from sinelr_lightning.callbacks.interrupt import StopBetweenSteps
 from sinelr_lightning.commands.messages import one_line
 from sinelr_lightning.commands.request import Request, read_request
@@ -177,7 +177,11 @@ class SinelrCLI(LightningCLI):
 
     def _default_callbacks(self, given: dict[str, Any], callbacks: list[L.Callback]) -> list[L.Callback]:
         """Give ours, without those that the user switched off or replaced by one of the same kind."""
-        wanted: list[tuple[type, L.Callback]] = [(StopOnNaN, StopOnNaN()), (Report, Report())]
+        wanted: list[tuple[type, L.Callback]] = [
+            (StopOnNaN, StopOnNaN()),
+            (RestartOnCollapse, RestartOnCollapse()),
+            (Report, Report()),
+        ]
         if given.get("enable_progress_bar") is not False:
             wanted.append((L.callbacks.ProgressBar, Progress()))
         if given.get("enable_checkpointing") is not False:

@@ -1,6 +1,7 @@
 """Novel views of a scene from posed photographs: a radiance field with sine low-rank weights."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -59,7 +60,6 @@ class NeRFTask(Task):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(optimizer, schedule, weight_decay)
-        self.save_hyperparameters()
         if not 0 <= skip < depth:
             raise UserError(f"skip must be the index of one of the {depth} layers, 0 to {depth - 1}, got {skip}")
         self._renderer_arguments: dict[str, Any] = {
@@ -78,6 +78,7 @@ class NeRFTask(Task):
         self.seed = 0
         self.last: RayColours | None = None
         self._lpips: Any = None
+        self._clock = (0, 0.0)
         self._chunk: int | None = None
 
     # -- the scene, which a checkpoint carries ------------------------------------------------------------------
@@ -158,6 +159,20 @@ class NeRFTask(Task):
         if out.interlevel is not None:
             loss = loss + out.interlevel
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock of the rays; a validation lies behind."""
+        self._clock = (self.global_step, time.perf_counter())
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log how fast rays are trained, over all processes."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        step, began = self._clock
+        if self.global_step - step >= self.trainer.log_every_n_steps:  # ty: ignore[missing-attribute]
+            now = time.perf_counter()
+            rays = (self.global_step - step) * len(batch["origins"]) * self.trainer.world_size
+            self.log("train/rays_per_second", rays / (now - began))
+            self._clock = (self.global_step, now)
 
     def collapse(self) -> str | None:
         """Say what has died, judged by the last batch: no ray meets anything, or every ray ends at once."""
