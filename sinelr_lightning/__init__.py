@@ -6,7 +6,27 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Where each public name lives. Importing the package loads none of them, so that the layers need torch alone.
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    **dict.fromkeys(
+        [
+            "Dense",
+            "FactorizedConv1d",
+            "FactorizedConv2d",
+            "FactorizedConv3d",
+            "FactorizedLinear",
+            "LinearFactory",
+            "LowRank",
+            "SineLowRank",
+            "cached_weights",
+            "convert",
+            "fold",
+            "parameter_groups",
+            "summarize",
+        ],
+        "sinelr_lightning.layers",
+    ),
+    **dict.fromkeys(["CachedWeights", "ConvertCallback"], "sinelr_lightning.callbacks"),
+}
 
 __all__ = ["__version__", *_EXPORTS]
 

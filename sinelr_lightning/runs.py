@@ -5,6 +5,7 @@ Importing it imports neither torch nor lightning: `sinelr VERB --help` must answ
 
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,15 +160,11 @@ def load_task(checkpoint: str | Path) -> "Task":
     from sinelr_lightning.tasks.base import Task
 
     path = str(load_checkpoint(checkpoint).get("hyper_parameters", {}).get("_class_path", ""))
-    cls = next((c for c in _subclasses(Task) if path in (f"{c.__module__}.{c.__qualname__}", c.__name__)), None)
-    if cls is None:
+    # Looked up among what is imported, never imported: a checkpoint must not choose what code runs.
+    module, _, name = path.rpartition(".")
+    cls = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise UserError(
             f"{checkpoint} holds the task {path or 'of no name'}, which is not known: import its module first"
         )
     return cls.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
-
-
-def _subclasses(cls: Any) -> Iterator[Any]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)

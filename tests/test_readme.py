@@ -1,0 +1,54 @@
+"""What the README shows works: its Python runs as it stands, its sinelr commands with a few steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sinelr_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+COMMANDS = [
+    command.strip()
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    for command in re.split(r"\n|&&", block)
+    if command.strip()
+]
+SMALL = {
+    "fit": ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"],
+    "test": ["--trainer.limit_test_batches=1", "--data.factor=1"],
+    "render": ["--frames=2", "--scale=0.1"],
+}
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0])
+def test_python_runs(code, capsys):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_its_commands_run(monkeypatch, tmp_path):
+    # In a folder of its own beside the shipped files, so that runs/ of the README is not that of the repository.
+    for name in ("configs", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(command) for command in COMMANDS if command.startswith("sinelr ")]
+    assert [c[1] for c in commands].count("fit") >= 2 and {c[1] for c in commands} == {"fit", "render", "test"}
+    for _, verb, *options in commands:
+        assert main([verb, *options, *SMALL[verb]]) == 0
+    assert (tmp_path / "video.mp4").stat().st_size > 1000
+    assert (tmp_path / "runs" / "lowrank" / "version_0").is_dir()
+
+
+def test_the_other_commands_are_known():
+    known = ("pip install -e", "sinelr ", "pytest", "tensorboard --logdir")
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+
+
+def test_the_files_it_names_exist():
+    for path in re.findall(r"`((?:configs|benchmarks|sinelr_lightning|data)/[\w./]+)`", TEXT):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT):
+        assert (ROOT / path).is_file(), path
