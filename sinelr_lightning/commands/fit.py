@@ -6,7 +6,7 @@ import shutil
 import warnings
 from argparse import ArgumentError
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,4 +292,7 @@ def _nothing_half_written(request: Request) -> Generator[None]:
         folder = request.folder
         if folder is not None and request.verb == "fit" and not request.began and not request.existed:
             shutil.rmtree(folder, ignore_errors=True)
+            for parent in (folder.parent, folder.parent.parent):
+                with suppress(OSError):  # it holds other runs
+                    parent.rmdir()
         raise

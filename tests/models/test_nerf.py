@@ -35,7 +35,7 @@ def test_density_does_not_depend_on_the_view_but_colour_does():
     (density, colour), (density2, colour2) = model(positions, one), model(positions, other)
     assert density.shape == (5, 7) and colour.shape == (5, 7, 3)
     assert torch.equal(density, density2) and not torch.allclose(colour, colour2)
-    assert (density > 0).all() and (0 < colour).all() and (colour < 1).all()
+    assert (density > 0).all() and (colour > 0).all() and (colour < 1).all()
 
 
 def test_the_position_enters_again_after_a_skip():
