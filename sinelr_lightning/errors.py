@@ -1,6 +1,6 @@
 """The one exception for a user's mistake."""
 
-__all__ = ["MissingExtraError", "UserError"]
+__all__ = ["UserError"]
 
 
 class UserError(Exception):
@@ -8,10 +8,3 @@ class UserError(Exception):
 
     The command line prints it as `error: …` and exits with code 2, without a traceback.
     """
-
-
-class MissingExtraError(UserError):
-    """An optional dependency is needed now and is not installed; the message carries its install line."""
-
-    def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f'{what} needs {package}: pip install "sinelr-lightning[{extra}]"')
