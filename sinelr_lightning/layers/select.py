@@ -1,7 +1,8 @@
 """The one place that decides how a sine weight is computed: thin where that is cheaper, else formed.
 
-At rank 1, sin(ω·u_i·v_j) is a smooth odd function of v_j, and r nodes reproduce it to rounding; r depends on the
-largest phase Φ = ω·max|u|·max|v| alone. Thin costs r(m + n) where formed costs m·n.
+At rank 1 and 2, sin(ω·u_i·v_j) is a smooth odd function of v_j, which few polynomials reproduce to rounding. Their
+degree, below 2r for r nodes (see `layers.thin`), depends on the largest phase alone. Thin costs columns·(m + n) where
+formed costs m·n.
 """
 
 import math
@@ -12,15 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["nodes_for_phase", "thin_nodes"]
+from sinelr_lightning.layers.factorization import wide
 
-# Largest error of sin at the chosen nodes, by the type in which the products run: each is near that type's own
-# rounding, so more nodes would buy nothing.
+__all__ = ["column_scale", "nodes_for_phase", "thin_columns", "thin_nodes"]
+
+# Largest error of the sine, by the type in which the products run: each is near that type's own rounding, so more
+# columns would buy nothing.
 _TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 1e-4, torch.bfloat16: 1e-3}
-# Multiples of eight fill the vector units: 8 nodes ran faster than 5 on AVX-512 (benchmarks/layers.py).
+# Multiples of eight fill the vector units: at rank 1, 8 columns ran faster than 5 on AVX-512 (benchmarks/layers.py).
 _MULTIPLE = 8
-# Share of the break-even r = m·n/(m + n) up to which thin won in benchmarks/layers.py.
+# Share of m·n up to which columns·(m + n) won in benchmarks/layers.py.
 _BREAK_EVEN = 0.6
+# What the many small steps towards the columns cost besides, in the same unit. At rank 1 they cost less than a step
+# gains at some hundred rows of x; at rank 2 there are more of them, and below about 300×300 formed wins.
+_OVERHEAD = {1: 0, 2: 40_000}
 # A phase bound that reaches the host late is allowed to have grown by this factor since it was measured.
 _MARGIN = 1.15
 
@@ -38,49 +44,66 @@ def _nodes(phase: float, tolerance: float) -> int:
         r += 1
 
 
-def nodes_for_phase(phase: float, dtype: torch.dtype) -> int:
+def nodes_for_phase(phase: float, dtype: torch.dtype, rank: int = 1) -> int:
     """Number of nodes r at which sin is reproduced for all phases up to `phase` radians in `dtype`.
 
-    A multiple of 8; 8 at 6 rad, 16 at 16 rad, 24 at 28 rad in float32.
+    At rank 1 a multiple of 8: 8 at 6 rad, 16 at 16 rad, 24 at 28 rad in float32. At rank 2, where columns grow as r²,
+    the least number: 10 at 8.4 rad, 15 at 16 rad.
     """
     # The phase is rounded up on a grid of 2 %, so that the cache hits while training moves it.
     grid = 1.02 ** math.ceil(math.log(max(phase, 1e-3), 1.02))
-    return _MULTIPLE * math.ceil(_nodes(grid, _TOLERANCE[dtype]) / _MULTIPLE)
+    nodes = _nodes(grid, _TOLERANCE[dtype])
+    return _MULTIPLE * math.ceil(nodes / _MULTIPLE) if rank == 1 else nodes
+
+
+def thin_columns(nodes: int, rank: int) -> int:
+    """Number of columns of the thin factors: r at rank 1, r(r + 1) at rank 2."""
+    return nodes if rank == 1 else nodes * (nodes + 1)
 
 
 def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | None:
     """Number of nodes for the thin way, or None where the formed way is to be taken.
 
-    None for rank ≠ 1, for phases so large that the nodes pass break-even, and for phases that are not finite (the
-    formed way then shows the NaN where it is).
+    None for rank > 2 (rank > 1 on a device, where rank 2 was not measured), for phases so large that the columns pass
+    break-even, and for phases that are not finite (the formed way then shows the NaN where it is).
 
     Args:
         u, v: factors [m, rank] and [n, rank].
         omega: frequency.
         dtype: type in which the products run.
     """
-    if u.shape[1] != 1 or u.is_meta:
+    (m, rank), n = u.shape, v.shape[0]
+    if rank > (2 if u.is_cpu else 1) or u.is_meta:
         return None
-    m, n = u.shape[0], v.shape[0]
-    most = _BREAK_EVEN * m * n / (m + n)
-    if most < _MULTIPLE:
+    most = (_BREAK_EVEN * m * n - _OVERHEAD[rank]) / (m + n)
+    if thin_columns(nodes_for_phase(0, dtype, rank), rank) > most:
         return None
     if u.is_cuda and torch.cuda.is_current_stream_capturing():
         return None  # a captured graph runs again with other factors, for which these nodes may be too few
-    phase = omega * _largest_product(u, v)
+    phase = _largest_phase(u, v, omega)
     # A first test in closed form: r nodes reach no further than 2r + 1 rad.
     if not math.isfinite(phase) or phase > 2 * most + 1:
         return None
-    nodes = nodes_for_phase(phase, dtype)
-    return nodes if nodes <= most else None
+    nodes = nodes_for_phase(phase, dtype, rank)
+    return nodes if thin_columns(nodes, rank) <= most else None
 
 
-def _largest_product(u: Tensor, v: Tensor) -> float:
-    """max|u|·max|v| on the host; in training on a device, the value of the step before with a margin."""
-    product = u.detach().abs().amax().float() * v.detach().abs().amax().float()
-    if product.device.type == "cpu" or u.is_inference() or v.is_inference():
-        return product.item()
-    return _on_host(v, product, (u._version, v._version, u.data_ptr(), v.data_ptr()))
+def column_scale(u: Tensor, v: Tensor, omega: float) -> Tensor:
+    """b [rank] with b_a ≥ max|v_a|, the range over which the polynomials in v_a run.
+
+    Each column contributes phases of up to a radian at least, ω·b_a·max|u_a| ≥ 1 if ω·max|u_a| ≥ 1: factors that are
+    zero or tiny then keep well-scaled polynomials and gradients.
+    """
+    return v.abs().amax(0).maximum(1 / (omega * u.abs().amax(0)).clamp_min(1))
+
+
+def _largest_phase(u: Tensor, v: Tensor, omega: float) -> float:
+    """max_i Σ_a ω·|u_ia|·b_a on the host; in training on a device, the value of the step before with a margin."""
+    wide_u, wide_v = wide(u.detach()), wide(v.detach())
+    phase = omega * (wide_u.abs() * column_scale(wide_u, wide_v, omega)).sum(1).amax()
+    if phase.device.type == "cpu" or u.is_inference() or v.is_inference():
+        return phase.item()
+    return _on_host(v, phase.float(), (u._version, v._version, u.data_ptr(), v.data_ptr()))
 
 
 @dataclass

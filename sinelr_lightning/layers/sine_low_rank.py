@@ -16,6 +16,7 @@ from sinelr_lightning.layers.factorization import (
     wide,
 )
 from sinelr_lightning.layers.select import thin_nodes
+from sinelr_lightning.layers.thin import thin_factors
 
 __all__ = ["SineLowRank"]
 
@@ -28,7 +29,7 @@ class SineLowRank(Factorization):
     is ω/(3√n) at any rank: 2.1 rad for n = 256 and ω = 100. Far below 1 rad the layer is a scaled low-rank layer;
     beyond about 4 rad its stable rank grows no further.
 
-    At rank 1 the layer computes two thin products instead of a dense one while its phases allow it
+    At rank 1 and 2 the layer computes two thin products instead of a dense one while its size and its phases allow it
     (`select.thin_nodes`), with the same values and gradients.
 
     Args:
@@ -86,13 +87,13 @@ class SineLowRank(Factorization):
         return sine_ops.sine_linear(x, U, V, bias, self.omega(n), self.divisor(n))
 
     def served(self, U: Tensor, V: Tensor) -> tuple[Tensor, ...]:
-        """(W,), or the thin factors (P, Qᵀ) at rank 1 while they are cheaper."""
+        """(W,), or the thin factors (P, Qᵀ) at rank 1 and 2 while they are cheaper."""
         n = V.shape[0]
         omega, gain = self.omega(n), self.divisor(n)
         nodes = thin_nodes(U, V, omega, U.dtype)
         if nodes is None:
             return (self.weight(U, V),)
-        p, q = sine_ops.thin_factors(U, V, omega, gain, nodes, U.dtype)
+        p, q = thin_factors(U, V, omega, gain, nodes, U.dtype)
         return p.t(), q
 
     def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:

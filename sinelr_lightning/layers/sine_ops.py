@@ -4,17 +4,12 @@ With T = ω·U·Vᵀ and G = ∂L/∂W:  ∂L/∂U = (ω/g)·(G ∘ cos T)·V  a
 
 Formed: W is formed, used and dropped, and formed again in backward; only x, U and V are kept.
 
-Thin (rank 1): with b ≥ max|v| and nodes x_p = cos((2p + 1)π/4r), p < r, the sine is a short sum of odd Chebyshev
-polynomials, sin(ω·u_i·v_j) = Σ_{l<r} c_l(u_i)·T_{2l+1}(v_j/b) with c_l(u) = (2/r)·Σ_p T_{2l+1}(x_p)·sin(ω·b·u·x_p).
-So W equals P·Qᵀ to rounding, where P_il = c_l(u_i)/√g and Q_jl = T_{2l+1}(v_j/b)/√g, and both products with x are
-r columns wide. The c_l fall off with l, which is why half-precision products harm neither W nor ∂L/∂v, where T' grows
-as l²; √g on either side keeps x·Q and ∂L/∂y·P both within the range of float16.
+Thin (rank 1 and 2, `layers.thin`): W = P·Qᵀ to rounding with few columns, so the products with x are thin. P, Q and
+x·Q are kept.
 
 Both take phases in float32 or wider and round only the finished weight (or P and Q) to the type of the product.
 """
 
-import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,12 +17,13 @@ from torch import Tensor
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
 from sinelr_lightning.layers.select import thin_nodes
+from sinelr_lightning.layers.thin import thin_factors, thin_gradients
 
-__all__ = ["sine_linear", "thin_factors"]
+__all__ = ["sine_linear"]
 
 
 def sine_linear(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
-    """x·sin(ω·u·vᵀ)ᵀ/g + bias, keeping nothing of size m×n between forward and backward.
+    """x·sin(ω·u·vᵀ)ᵀ/g + bias by the cheaper way; nothing of size m×n is kept between forward and backward.
 
     Args:
         x: [..., n]; under autocast it is taken in the autocast type, unless it is float64.
@@ -104,7 +100,7 @@ class _Formed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
         ctx.save_for_backward(x, u, v)
-        ctx.omega, ctx.gain, ctx.bias_dtype = omega, gain, None if bias is None else bias.dtype
+        ctx.constants, ctx.bias_dtype = (omega, gain), None if bias is None else bias.dtype
         return _formed_forward(x, u, v, bias, omega, gain)
 
     @staticmethod
@@ -112,66 +108,14 @@ class _Formed(torch.autograd.Function):
         needs_x, needs_u, needs_v, needs_bias = ctx.needs_input_grad[:4]
         with without_autocast(grad):
             if torch.is_grad_enabled():  # create_graph=True
-                grads = _backward_with_graph(grad, *ctx.saved_tensors, ctx.omega, ctx.gain)
+                grads = _backward_with_graph(grad, *ctx.saved_tensors, *ctx.constants)
             else:
-                grads = _formed_backward(grad, *ctx.saved_tensors, ctx.omega, ctx.gain, needs_x, needs_u or needs_v)
+                grads = _formed_backward(grad, *ctx.saved_tensors, *ctx.constants, needs_x, needs_u or needs_v)
             grad_bias = grad.sum(0).to(ctx.bias_dtype) if needs_bias else None
         return *grads, grad_bias, None, None
 
 
 # ------------------------------------------------------------------------------------------------------ thin
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def _nodes_and_transform(r: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes x_p [r] and the matrix (2/r)·T_{2l+1}(x_p) [l, p] that turns samples at them into coefficients."""
-    odd = 2 * torch.arange(r, dtype=torch.float64, device="cpu") + 1
-    angle = odd * math.pi / (4 * r)
-    transform = torch.cos(torch.outer(odd, angle)) * (2 / r)
-    return torch.cos(angle).to(device, dtype), transform.to(device, dtype)
-
-
-def _odd_chebyshev(t: Tensor, r: int) -> Tensor:
-    """T_1, T_3, …, T_{2r−1} at t [n], as [r, n]."""
-    twice = 4 * t * t - 2  # T_{j+2} = (4t² − 2)·T_j − T_{j−2}
-    values = t.new_empty(r, t.shape[0])
-    before, now = t, t  # T_{−1} and T_1
-    for j in range(r):
-        values[j] = now
-        before, now = now, twice * now - before
-    return values
-
-
-def _odd_chebyshev_slope(t: Tensor, r: int) -> Tensor:
-    """Derivatives of T_1, T_3, …, T_{2r−1} at t [n], as [r, n]: T'_{2j+1} = (2j + 1)·U_{2j}."""
-    twice = 4 * t * t - 2
-    values = t.new_empty(r, t.shape[0])
-    before, now = -torch.ones_like(t), torch.ones_like(t)  # U_{−2} and U_0
-    for j in range(r):
-        values[j] = now * (2 * j + 1)
-        before, now = now, twice * now - before
-    return values
-
-
-def _bound(u: Tensor, v: Tensor, omega: float) -> Tensor:
-    """b ≥ max|v|, with phases of a radian or more at ω·b·max|u|.
-
-    The nodes suffice for that at least, and factors that are zero or tiny then keep well-scaled P and gradients.
-    """
-    return v.abs().amax().maximum(1 / (omega * u.abs().amax()).clamp_min(1))
-
-
-def thin_factors(
-    u: Tensor, v: Tensor, omega: float, gain: float, r: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Pᵀ [r, m] and Qᵀ [r, n] in `dtype` with sin(ω·u·vᵀ)/g = P·Qᵀ, for factors u [m, 1] and v [n, 1]."""
-    u, v = wide(u)[:, 0], wide(v)[:, 0]
-    nodes, transform = _nodes_and_transform(r, u.dtype, u.device)
-    b = _bound(u, v, omega)
-    p = (transform @ torch.outer(nodes * (omega * b), u).sin_()).div_(math.sqrt(gain))
-    q = _odd_chebyshev(v / b, r).div_(math.sqrt(gain))
-    return p.to(dtype), q.to(dtype)
 
 
 def _thin_backward(
@@ -181,39 +125,31 @@ def _thin_backward(
     v: Tensor,
     omega: float,
     gain: float,
+    nodes: int,
     p: Tensor,
     q: Tensor,
     h: Tensor,
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, u and v; h = x·Q. W does not depend on b, so none flows through b."""
+    """Gradients of x, u and v; p and q are Pᵀ and Qᵀ, and h = x·Q."""
     grad_h = grad @ p.t()
     grad_x = grad_h @ q if needs_x else None
     if not needs_weight:
         return grad_x, None, None
-    wide_u, wide_v = wide(u)[:, 0], wide(v)[:, 0]
-    r = p.shape[0]
-    nodes, transform = _nodes_and_transform(r, wide_v.dtype, v.device)
-    b = _bound(wide_u, wide_v, omega)
     # hᵀ·grad rather than gradᵀ·h: the long sides stay contiguous, several times faster for few nodes.
-    grad_p, grad_q = (h.t() @ grad).to(nodes.dtype), (grad_h.t() @ x).to(nodes.dtype)
-    rate = nodes * (omega * b)
-    slope = torch.outer(rate, wide_u).cos_().mul_(transform.t() @ grad_p)
-    grad_u = (rate @ slope).div_(math.sqrt(gain))
-    grad_v = _odd_chebyshev_slope(wide_v / b, r).mul_(grad_q).sum(0) / (b * math.sqrt(gain))
-    return grad_x, grad_u[:, None].to(u.dtype), grad_v[:, None].to(v.dtype)
+    return grad_x, *thin_gradients(h.t() @ grad, grad_h.t() @ x, u, v, omega, gain, nodes)
 
 
 class _Thin(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float, r: int
+        ctx: Any, x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float, nodes: int
     ) -> Tensor:
-        p, q = thin_factors(u, v, omega, gain, r, x.dtype)
+        p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
         h = x @ q.t()
         ctx.save_for_backward(x, u, v, p, q, h)
-        ctx.omega, ctx.gain, ctx.bias_dtype = omega, gain, None if bias is None else bias.dtype
+        ctx.constants, ctx.bias_dtype = (omega, gain, nodes), None if bias is None else bias.dtype
         return _product(h, p, bias)
 
     @staticmethod
@@ -222,9 +158,9 @@ class _Thin(torch.autograd.Function):
         needs_x, needs_u, needs_v, needs_bias = ctx.needs_input_grad[:4]
         with without_autocast(grad):
             if torch.is_grad_enabled():  # create_graph=True
-                grads = _backward_with_graph(grad, x, u, v, ctx.omega, ctx.gain)
+                grads = _backward_with_graph(grad, x, u, v, *ctx.constants[:2])
             else:
-                grads = _thin_backward(grad, x, u, v, ctx.omega, ctx.gain, p, q, h, needs_x, needs_u or needs_v)
+                grads = _thin_backward(grad, x, u, v, *ctx.constants, p, q, h, needs_x, needs_u or needs_v)
             grad_bias = grad.sum(0).to(ctx.bias_dtype) if needs_bias else None
         return *grads, grad_bias, None, None, None
 
@@ -260,7 +196,8 @@ def _sine_linear_backward_op(
             grads = _formed_backward(grad, x, u, v, omega, gain, needs_x, needs_weight)
         else:
             p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
-            grads = _thin_backward(grad, x, u, v, omega, gain, p, q, x @ q.t(), needs_x, needs_weight)
+            h = x @ q.t()
+            grads = _thin_backward(grad, x, u, v, omega, gain, nodes, p, q, h, needs_x, needs_weight)
     grad_x, grad_u, grad_v = (x.new_empty(0) if g is None else g.contiguous() for g in grads)
     return grad_x, grad_u, grad_v
 

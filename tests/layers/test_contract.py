@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinelr_lightning.layers import Factorization, FactorizedLinear, cached_weights, fold, summarize
+from sinelr_lightning.layers import Factorization, FactorizedLinear, SineLowRank, cached_weights, fold, summarize
 
 from .families import (
     PACKAGE_FAMILIES,
@@ -21,10 +21,19 @@ from .families import (
     relative_error,
     strained,
 )
+from .test_sine_ops import ways
+
+pytestmark = pytest.mark.usefixtures("thin_at_rank_two")
 
 
 def test_discovers_the_families():
     assert {"LowRank", "SineLowRank"} <= {family.__name__ for family in PACKAGE_FAMILIES}
+
+
+def test_sines_of_rank_one_and_two_run_thin_here():
+    for rank in (1, 2):
+        assert ways(SineLowRank(rank)(N, M)(torch.randn(3, N))) == {"_ThinBackward"}
+    assert ways(SineLowRank(3)(N, M)(torch.randn(3, N))) == {"_FormedBackward"}
 
 
 def plain(layer: FactorizedLinear):
@@ -119,7 +128,8 @@ def test_partly_frozen(family: Factorization):
 
 
 @every_family
-def test_keeps_nothing_of_the_size_of_the_weight(family: Factorization):
+def test_keeps_nothing_of_the_size_of_the_weight(family: Factorization, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()  # the way that a layer of this size takes by itself
     m, n, batch = 96, 128, 8
     layer, x = family(n, m), torch.randn(batch, n, requires_grad=True)
     assert max(kept(lambda: plain(layer)(x))) >= m * n  # what is to be avoided, and that the count sees it

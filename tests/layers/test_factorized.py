@@ -26,6 +26,8 @@ from .families import (
     strained,
 )
 
+pytestmark = pytest.mark.usefixtures("thin_at_rank_two")
+
 # ------------------------------------------------------------------------------------------- saving and transforms
 
 
@@ -97,7 +99,9 @@ def test_compiles(family: Factorization):
     compiled_equals(family, "aot_eager")
 
 
-@pytest.mark.parametrize("family", [e for e in EXAMPLES if name_of(e) == "SineLowRank-1"], ids=name_of)
+@pytest.mark.parametrize(
+    "family", [e for e in EXAMPLES if name_of(e) in ("SineLowRank-1", "SineLowRank-2")], ids=name_of
+)
 def test_compiles_with_inductor(family: Factorization):
     compiled_equals(family, "inductor")
 

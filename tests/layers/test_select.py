@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers import select, sine_ops
-from sinelr_lightning.layers.select import nodes_for_phase, thin_nodes
+from sinelr_lightning.layers import select, thin
+from sinelr_lightning.layers.select import nodes_for_phase, thin_columns, thin_nodes
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -15,10 +15,18 @@ TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 def interpolation_error(phase: float, r: int) -> float:
     """Largest |Σ_l c_l·T_{2l+1}(t) − sin(φ·t)| over t in [−1, 1] and φ up to `phase`, c_l from samples at r nodes."""
     t = torch.linspace(-1, 1, 501, dtype=torch.float64)
-    nodes, transform = sine_ops._nodes_and_transform(r, torch.float64, torch.device("cpu"))
-    phases = torch.linspace(0.6, 1, 9, dtype=torch.float64)[:, None] * phase
-    coefficients = (phases * nodes).sin() @ transform.t()
-    return (coefficients @ sine_ops._odd_chebyshev(t, r) - (phases * t).sin()).abs().max().item()
+    phases = torch.linspace(0.6, 1, 9, dtype=torch.float64) * phase
+    coefficients = thin._coefficients(phases, r, 1)
+    return (coefficients.t() @ thin._chebyshev(t, r, 1) - torch.outer(phases, t).sin()).abs().max().item()
+
+
+def interpolation_error_at_rank_two(phase: float, r: int) -> float:
+    """Largest error of sin(α₁·t₁ + α₂·t₂) over t₁, t₂ in [−1, 1] and α₁ + α₂ = `phase`."""
+    t = torch.cartesian_prod(*[torch.linspace(-1, 1, 31, dtype=torch.float64)] * 2).t()
+    share = torch.tensor([0.5, 0.6, 0.75, 0.9, 0.99], dtype=torch.float64)
+    alpha = torch.stack([share, 1 - share]) * phase
+    sine = thin._columns(thin._coefficients, alpha, r).t() @ thin._columns(thin._chebyshev, t, r)
+    return (sine - (alpha.t() @ t).sin()).abs().max().item()
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -28,6 +36,14 @@ def test_nodes_suffice_at_every_phase(dtype: torch.dtype):
     for phase in phases:
         allowed = tolerance + phase * 1e-14  # rounding of the phases themselves
         assert interpolation_error(phase, nodes_for_phase(phase, dtype)) <= allowed, phase
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_nodes_suffice_at_rank_two(dtype: torch.dtype):
+    for phase in [*torch.linspace(0.05, 36, 60).tolist(), 1e-9]:
+        allowed = select._TOLERANCE[dtype] + phase * 1e-14
+        assert interpolation_error_at_rank_two(phase, nodes_for_phase(phase, dtype, 2)) <= allowed, phase
+    assert interpolation_error_at_rank_two(8.4, nodes_for_phase(8.4, dtype, 2) - 2) > select._TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -48,12 +64,14 @@ def test_nodes_grow_with_the_phase_in_multiples_of_eight(dtype: torch.dtype):
 def test_node_counts_as_documented():
     assert [nodes_for_phase(phase, torch.float32) for phase in (6, 16, 28)] == [8, 16, 24]
     assert nodes_for_phase(1.0, torch.float64) == 8  # phases below a radian are scaled up to one
+    assert [nodes_for_phase(phase, torch.float32, 2) for phase in (8.4, 16)] == [10, 15]
+    assert [thin_columns(10, rank) for rank in (1, 2)] == [10, 110]
 
 
 def factors(phase: float, m: int = 256, n: int = 256, rank: int = 1) -> tuple[Tensor, Tensor]:
-    """Factors with max|u|·max|v| = `phase`."""
+    """Factors with max_i Σ_a |u_ia|·max|v_a| = `phase`."""
     u, v = torch.rand(m, rank) - 0.5, torch.rand(n, rank) - 0.5
-    return u / u.abs().max() * phase, v / v.abs().max()
+    return u / (u.abs() @ v.abs().amax(0)).max() * phase, v
 
 
 def test_thin_up_to_break_even():
@@ -74,12 +92,35 @@ def test_formed_for_phases_that_are_not_finite(bad: float):
 
 
 def test_formed_where_thin_cannot_pay():
-    assert thin_nodes(*factors(1.0, rank=2), 1.0, torch.float32) is None
+    assert thin_nodes(*factors(1.0, rank=3), 1.0, torch.float32) is None
     assert thin_nodes(*factors(1.0, m=16, n=16), 1.0, torch.float32) is None  # 0.6·8 < 8 nodes
     assert thin_nodes(*factors(1.0, m=2, n=4096), 1.0, torch.float32) is None
     assert thin_nodes(*factors(1e30), 1e30, torch.float32) is None
     assert thin_nodes(*(f.to("meta") for f in factors(1.0)), 1.0, torch.float32) is None
     assert thin_nodes(*(f.half() for f in factors(3.0)), 1.0, torch.float16) == 8
+
+
+def test_rank_two_thin_where_its_columns_and_overhead_pay():
+    def nodes(phase: float, size: int) -> int | None:
+        return thin_nodes(*factors(phase, size, size, rank=2), 1.0, torch.float32)
+
+    # 512²: (0.6·512² − 40,000)/1,024 = 114.5 columns; 10 nodes take 110, 11 take 132.
+    assert nodes(8.0, 512) == 10
+    assert nodes(10.5, 512) is None and nodes_for_phase(10.5, torch.float32, 2) == 11
+    # 1,024²: 287.7 columns; 16 nodes take 272, 17 take 306.
+    assert nodes(17.0, 1024) == 16
+    assert nodes(20.0, 1024) is None
+    # 256²: none.
+    assert nodes(0.1, 256) is None
+
+
+def test_largest_phase_by_hand():
+    u, v = torch.tensor([[1.0, -2.0], [-3.0, 0.5]]), torch.tensor([[0.5, 4.0], [-1.0, 1.0], [0.0, 0.0]])
+    # b = [1, 4]; 2·(1·1 + 2·4) = 18, 2·(3·1 + 0.5·4) = 10
+    assert select._largest_phase(u, v, 2.0) == 18
+    assert select._largest_phase(u[:, :1], v[:, :1], 2.0) == 6
+    # A column of zeros counts as a radian: b₂ = 1/(2·2), and the rows have 2·(1·1 + 2/4) = 3, 2·(3·1 + 0.5/4) = 6.25.
+    assert select._largest_phase(u, v * torch.tensor([1.0, 0.0]), 2.0) == 6.25
 
 
 # The host copy is for devices; its rules do not depend on one.

@@ -87,10 +87,11 @@ def test_rank_that_is_not_smaller():
         SineLowRank(12)(48, 12)
 
 
-def test_served_thin_at_rank_one_while_phases_allow_it():
-    layer = SineLowRank(1)(128, 96)
+@pytest.mark.parametrize(("rank", "m", "n", "columns"), [(1, 96, 128, 8), (2, 512, 600, 110)])
+def test_served_thin_while_phases_allow_it(rank: int, m: int, n: int, columns: int):
+    layer = SineLowRank(rank)(n, m)
     left, right = layer.factorization.served(*layer.factors())
-    assert (left.shape, right.shape) == ((96, 8), (8, 128))
+    assert (left.shape, right.shape) == ((m, columns), (columns, n))
     torch.testing.assert_close(left @ right, layer.weight, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         layer.U.mul_(50)
