@@ -65,7 +65,7 @@ def convert(
         include: patterns over the dotted names (`"*.mlp.*"`), or functions of (name, module).
         exclude: patterns that win over `include`.
         init: "fresh" for newly drawn factors, "fit" for factors that approximate the present weights. A fit may
-            change hyperparameters of single layers (the gain of a sine), which `state_dict` does not hold.
+            change hyperparameters of single layers (the gain of a sine); these travel in `state_dict`.
 
     Raises:
         ValueError: a pattern matches no linear layer or convolution (with the nearest names), an unknown `init`,

@@ -1,6 +1,7 @@
 """Layers whose weight is a factorization: they own the factors and the bias, nothing else."""
 
 import math
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -26,17 +27,23 @@ def _fresh_bias(m: int, n: int) -> Tensor:
     return torch.empty(m).uniform_(-bound, bound)
 
 
+def _hyperparameters(factorization: Factorization) -> list[str]:
+    return [field.name for field in fields(factorization)]
+
+
 class FactorizedLayer(nn.Module):
     """What linear layers and convolutions share: named factors of an m×n weight, and a bias of m.
 
-    Keys of `state_dict` are the factors' own names (`U`, `V`) and `bias`.
+    Keys of `state_dict` are the factors' own names (`U`, `V`) and `bias`. Numbers of the factorization that differ
+    from those that the layer was made with (a fit chooses a gain, for one) follow as `hyper.gain`; loading sets them,
+    and loading a state without them returns to those that the layer was made with.
     """
 
     bias: nn.Parameter | None
 
     def __init__(self, factorization: Factorization, m: int, n: int, bias: bool) -> None:
         super().__init__()
-        self.factorization = factorization
+        self.factorization = self._made_with = factorization
         self.weight_shape = (m, n)
         self.factor_names: list[str] = []
         for name, factor in factorization.factors(m, n).items():
@@ -59,6 +66,34 @@ class FactorizedLayer(nn.Module):
     def factors(self) -> tuple[Tensor, ...]:
         """The factors in the order in which the factorization takes them."""
         return tuple(getattr(self, name) for name in self.factor_names)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in _hyperparameters(self.factorization):
+            value = getattr(self.factorization, name)
+            if value != getattr(self._made_with, name):
+                dtype = torch.float64 if isinstance(value, float) else None
+                destination[f"{prefix}hyper.{name}"] = torch.tensor(value, dtype=dtype, device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        keys = {f"{prefix}hyper.{name}": name for name in _hyperparameters(self._made_with)}
+        if any(prefix + name in state_dict for name in self.factor_names):
+            values = {name: state_dict[key].item() for key, name in keys.items() if key in state_dict}
+            try:
+                self.factorization = replace(self._made_with, **values)
+            except ValueError as error:
+                error_msgs.append(f"{prefix}hyper: {error}")
+        rest = {key: value for key, value in state_dict.items() if key not in keys}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     @property
     def weight(self) -> Tensor:

@@ -1,4 +1,6 @@
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -167,6 +169,55 @@ def test_fit_approximates_the_present_weights(factory):
         assert all(p.requires_grad for p in layer.parameters())
     convert_error = (factory(32, 24).weight - weights[0]).norm() / weights[0].norm()
     assert convert_error > 0.5  # fresh factors know nothing of the weight
+
+
+def saved_and_loaded(state: dict) -> dict:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def fresh() -> nn.Module:
+    model = nn.Sequential(nn.Linear(32, 24), nn.Sequential(nn.Linear(24, 40)))
+    convert(model, SineLowRank(3))
+    return model
+
+
+def test_a_fit_travels_in_the_state():
+    x, keys = torch.randn(5, 32), list(fresh().state_dict())
+    fitted = nn.Sequential(nn.Linear(32, 24), nn.Sequential(nn.Linear(24, 40)))
+    convert(fitted, SineLowRank(3), init="fit")
+    state = saved_and_loaded(fitted.state_dict())
+    added = [f"{layer}.hyper.{name}" for layer in ("0", "1.0") for name in ("frequency", "gain")]
+    assert sorted(state) == sorted(keys + added)
+    assert all(state[key].dtype == torch.float64 and state[key].shape == () for key in added)
+
+    loaded = fresh()
+    loaded.load_state_dict(state)
+    assert torch.equal(loaded(x), fitted(x))
+    assert loaded[0].factorization == fitted[0].factorization != SineLowRank(3)
+    assert sorted(copy.deepcopy(loaded).state_dict()) == sorted(state)  # and once more
+    assert sorted(pickle.loads(pickle.dumps(fitted)).state_dict()) == sorted(state)
+
+    # A state that was not fitted returns to the hyperparameters of the construction.
+    plain = fresh()
+    loaded.load_state_dict(saved_and_loaded(plain.state_dict()))
+    assert torch.equal(loaded(x), plain(x))
+    assert list(loaded.state_dict()) == keys
+
+
+def test_loading_names_hyperparameters_that_are_unknown_or_wrong():
+    state = fresh().state_dict() | {"0.hyper.gian": torch.tensor(2.0), "1.0.hyper.gain": torch.tensor(2.0)}
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "0\.hyper\.gian"\.'):
+        fresh().load_state_dict(state)
+    result = fresh().load_state_dict(state, strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == ([], ["0.hyper.gian"])
+    with pytest.raises(RuntimeError, match=r"0\.hyper: gain must be a positive number, got -1\.0"):
+        fresh().load_state_dict(fresh().state_dict() | {"0.hyper.gain": torch.tensor(-1.0)})
+    model = fresh()
+    model.load_state_dict({"1.0.hyper.gain": torch.tensor(2.0)}, strict=False)  # without its factors
+    assert model[1][0].factorization == SineLowRank(3)
 
 
 def test_shared_layers_stay_shared():
