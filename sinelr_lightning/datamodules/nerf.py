@@ -56,7 +56,7 @@ class NeRFData(L.LightningDataModule):
         self.white_background, self.near, self.far = white_background, near, far
         self.batch_size, self.epoch_steps = batch_size, epoch_steps
         self._scene: Scene | None = None
-        self._on_device: dict[torch.device, tuple[Tensor, Cameras]] = {}
+        self._on_device: dict[torch.device, tuple[Tensor, Cameras, Tensor]] = {}
 
     @property
     def scene(self) -> Scene:
@@ -119,7 +119,7 @@ class NeRFData(L.LightningDataModule):
         """Turn indices into rays and colours on their device."""
         if isinstance(batch, Tensor):
             return self._rays_of(batch)
-        images, cameras = self._resident(batch["view"].device)
+        images, cameras, _ = self._resident(batch["view"].device)
         view = int(batch["view"])
         distortion = None if cameras.distortion is None else cameras.distortion[view]
         origins, directions = image_rays(
@@ -129,9 +129,9 @@ class NeRFData(L.LightningDataModule):
 
     def _rays_of(self, index: Tensor) -> dict[str, Tensor]:
         """Rays [B] of flat pixel indices over the training views."""
-        images, cameras = self._resident(index.device)
+        images, cameras, train = self._resident(index.device)
         size = cameras.height * cameras.width
-        view = torch.tensor(self.scene.train, device=index.device)[index // size]
+        view = train[index // size]
         pixel = index % size
         row, column = pixel // cameras.width, pixel % cameras.width
         distortion = None if cameras.distortion is None else cameras.distortion[view]
@@ -140,8 +140,9 @@ class NeRFData(L.LightningDataModule):
         )
         return {"origins": origins, "directions": directions, "colours": images[view, row, column].float() / 255}
 
-    def _resident(self, device: torch.device) -> tuple[Tensor, Cameras]:
-        """Images and cameras on the device, moved once."""
+    def _resident(self, device: torch.device) -> tuple[Tensor, Cameras, Tensor]:
+        """Images, cameras and the numbers of the training views on the device, moved once."""
         if device not in self._on_device:
-            self._on_device[device] = (self.scene.images.to(device), self.cameras.to(device))
+            train = torch.tensor(self.scene.train, device=device)
+            self._on_device[device] = self.scene.images.to(device), self.cameras.to(device), train
         return self._on_device[device]
