@@ -18,7 +18,7 @@ from sinelr_lightning.layers import LinearFactory, SineLowRank, cached_weights
 from sinelr_lightning.rendering import depth_image, ndc_depth_to_depth, ndc_rays, save_png, side_by_side, to_uint8
 from sinelr_lightning.tasks.base import Schedule, Task
 from sinelr_lightning.tasks.lpips import find_lpips
-from sinelr_lightning.tasks.ray_renderer import RayColours, RayRenderer, Rays, Sampling
+from sinelr_lightning.tasks.ray_renderer import RayRenderer, Rays, Sampling
 
 __all__ = ["NeRFTask"]
 
@@ -60,8 +60,8 @@ class NeRFTask(Task):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(optimizer, schedule, weight_decay)
-        if not 0 <= skip < depth:
-            raise UserError(f"skip must be the index of one of the {depth} layers, 0 to {depth - 1}, got {skip}")
+        if not 0 <= skip < depth - 1:
+            raise UserError(f"skip must be the index of a layer before the last of the {depth}, got {skip}")
         self._renderer_arguments: dict[str, Any] = {
             "linear": linear,
             "sampling": sampling,
@@ -76,7 +76,7 @@ class NeRFTask(Task):
         self.cameras: Cameras | None = None
         self.white_background = False
         self.seed = 0
-        self.last: RayColours | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self._lpips: Any = None
         self._clock = (0, 0.0)
         self._chunk: int | None = None
@@ -150,7 +150,8 @@ class NeRFTask(Task):
             # From the step's own number, so that a resumed run draws what the uninterrupted one would have drawn.
             number = self.global_step * self.trainer.world_size + self.trainer.global_rank
             generator = seeded_generator(self.seed + 1, number, self.device)
-        out = self.last = self.renderer(self.rays(batch["origins"], batch["directions"]), generator)
+        out = self.renderer(self.rays(batch["origins"], batch["directions"]), generator)
+        self._last = out.first.detach(), out.beyond.detach(), batch["colours"]
         error = F.mse_loss(out.colour, batch["colours"])
         self.log("train/psnr", -10 * torch.log10(error.detach()), prog_bar=True)
         loss = error
@@ -168,19 +169,25 @@ class NeRFTask(Task):
         """Log how fast rays are trained, over all processes."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         step, began = self._clock
-        if self.global_step - step >= self.trainer.log_every_n_steps:  # ty: ignore[missing-attribute]
+        every = self.trainer.log_every_n_steps  # ty: ignore[missing-attribute]
+        if every and self.global_step % every == 0 and self.global_step > step:  # what is logged between is lost
             now = time.perf_counter()
             rays = (self.global_step - step) * len(batch["origins"]) * self.trainer.world_size
             self.log("train/rays_per_second", rays / (now - began))
             self._clock = (self.global_step, now)
 
     def collapse(self) -> str | None:
-        """Say what has died, judged by the last batch: no ray meets anything, or every ray ends at once."""
-        if self.last is None:
+        """Say what has died, judged by the last batch: no ray meets anything, or every ray ends at once.
+
+        Rays through the background of the photographs should meet nothing, so they do not count as passing.
+        """
+        if self._last is None:
             return None
-        if bool((self.last.beyond > 0.99).all()):
+        first, beyond, colours = self._last
+        beyond = beyond[(colours - float(self.white_background)).abs().amax(-1) > 0.1]
+        if len(beyond) and bool((beyond > 0.99).all()):
             return "every ray passes through the scene (opacity 0 everywhere)"
-        if bool((self.last.first > 0.99).all()):
+        if bool((first > 0.99).all()):
             return "every ray ends in its first interval (a wall before the cameras)"
         return None
 

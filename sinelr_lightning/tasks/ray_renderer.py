@@ -91,8 +91,9 @@ class RayRenderer(nn.Module):
         super().__init__()
         if sampling not in ("proposal", "hierarchical"):
             raise UserError(f"sampling must be proposal or hierarchical, got {sampling!r}")
-        if min(coarse_samples, fine_samples) < 2:
-            raise UserError(f"a ray needs at least 2 samples a pass, got {coarse_samples} and {fine_samples}")
+        # Two even samples would leave the hierarchical way no interval to draw the fine ones in.
+        if min(coarse_samples, fine_samples) < 3:
+            raise UserError(f"a ray needs at least 3 samples a pass, got {coarse_samples} and {fine_samples}")
         self.coarse_samples, self.fine_samples = coarse_samples, fine_samples
         self.field = NeRF(linear, **field)
         self.coarse = NeRF(linear, **field) if sampling == "hierarchical" else None

@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 
@@ -16,8 +17,8 @@ from sinelr_lightning.tasks import NeRFTask
 
 
 def small_task(**options):
-    options = {"linear": SineLowRank(1), "depth": 2, "width": 32, "skip": 0, **options}
-    return NeRFTask(coarse_samples=8, fine_samples=8, **options)
+    size = {"depth": 2, "width": 32, "skip": 0, "coarse_samples": 8, "fine_samples": 8}
+    return NeRFTask(**{"linear": SineLowRank(1), **size, **options})
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,25 @@ def test_a_collapsed_run_is_restarted_once(scene, tmp_path, caplog, mean, reason
     assert "collapsed at step 2" in caplog.text and reason in caplog.text
 
 
+def test_a_batch_of_background_alone_is_no_collapse():
+    task = small_task()
+    task.white_background = True
+    first, beyond = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 1.0])
+    task._last = first, beyond, torch.ones(2, 3)
+    assert task.collapse() is None
+    task._last = first, beyond, torch.tensor([[1.0, 1, 1], [1, 0.2, 1]])  # the second ray should meet something
+    assert "passes through" in str(task.collapse())
+    task._last = first, torch.tensor([1.0, 0.5]), torch.tensor([[1.0, 1, 1], [1, 0.2, 1]])
+    assert task.collapse() is None
+    task.white_background = False
+    task._last = first, beyond, torch.zeros(2, 3)
+    assert task.collapse() is None
+
+
+def test_a_trained_task_can_be_copied(trained):
+    copy.deepcopy(trained[0]._last)  # nothing of the last step's graph is kept
+
+
 def test_a_restart_draws_other_weights():
     torch.manual_seed(3)
     task = small_task()
@@ -151,7 +171,8 @@ def test_a_restart_draws_other_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"skip": 2}, "skip must be the index"),
+        ({"skip": 1}, "skip must be the index"),  # of the last layer: nothing comes after it but the heads
+        ({"coarse_samples": 2, "sampling": "hierarchical"}, "at least 3 samples"),
         ({"sampling": "uniform"}, "proposal or hierarchical"),
         ({"linear": SineLowRank(40)}, "rank 40 is not below"),
     ],
