@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sinelr_lightning.layers import FactorizedLinear, LowRank, SineLowRank, cached_weights, fold, sine_ops
 from sinelr_lightning.layers.fold import ThinLinear
-from sinelr_lightning.layers.select import thin_nodes
+from sinelr_lightning.layers.select import Nodes, _largest_phases, nodes_for_phases, thin_nodes
 
 SHAPES = [(256, 256), (512, 512), (1024, 1024), (4096, 4096), (768, 3072)]  # in, out
 BATCHES = [512, 2048, 8192, 65536]
@@ -33,8 +33,8 @@ LARGEST = 2**26  # elements of an activation
 Forward = Callable[[Tensor], Tensor]
 
 
-def forced(layer: FactorizedLinear, nodes: int | None) -> Forward:
-    """The sine layer by one way: thin with that many nodes, or formed for None."""
+def forced(layer: FactorizedLinear, nodes: Nodes | None) -> Forward:
+    """The sine layer by one way: thin with those nodes, or formed for None."""
     sine = layer.factorization
     assert isinstance(sine, SineLowRank)
     constants = sine.omega(layer.in_features), sine.divisor(layer.in_features)
@@ -108,7 +108,7 @@ def training_row(shape: tuple[int, int], batch: int, rank: int, setting: Setting
 
     ms = fastest({name: runner(name) for name in ways}, setting)
     memory = {name: kept(ways[name][0], x, list(ways[name][1].parameters()), setting) for name in ("chosen", "plain")}
-    row = [f"{n} → {m}", f"{batch:,}", str(rank), "formed" if nodes is None else f"thin, {nodes}"]
+    row = [f"{n} → {m}", f"{batch:,}", str(rank), "formed" if nodes is None else f"thin, {nodes.columns(rank)}"]
     row += [f"{ms[name]:.2f}" if name in ms else "–" for name in TIMED]
     row += [f"{ms[name] / ms['chosen']:.2f}" for name in ("plain", "dense", "low rank")]
     row += [f"{memory[name]:.2f}" for name in ("chosen", "plain")]
@@ -121,7 +121,7 @@ TIMED = ["chosen", "formed", "thin", "plain", "dense", "low rank"]
 
 
 def training(cases: list[tuple[tuple[int, int], int, int]], setting: Setting) -> str:
-    columns = ["in → out", "batch", "rank", "chosen way (nodes)"]
+    columns = ["in → out", "batch", "rank", "chosen way (columns)"]
     columns += [f"{name}, ms" for name in TIMED]
     columns += [f"{name} / chosen" for name in ("plain", "dense", "low rank")]
     columns += [f"kept by {name}, MB" for name in ("chosen", "plain")]
@@ -186,7 +186,7 @@ def crossing(shape: tuple[int, int], batch: int, setting: Setting) -> list[str]:
     parameters = list(layer.parameters())
 
     def runner(nodes: int | None) -> Callable[[], None]:
-        forward = forced(layer, nodes)
+        forward = forced(layer, None if nodes is None else Nodes(nodes, nodes))
         return lambda: step(forward, x, grad, parameters, setting)
 
     ms = fastest({"formed": runner(None), **{str(r): runner(r) for r in counts}}, setting)
@@ -211,35 +211,55 @@ def break_even(cases: list[tuple[tuple[int, int], int]], setting: Setting) -> st
 # --------------------------------------------------------------------------------------------------------- rank 2
 
 
-def rank_two_row(shape: tuple[int, int], batch: int, setting: Setting) -> list[str]:
+def worst_error(forward: Forward, layer: FactorizedLinear, x: Tensor, grad: Tensor) -> float:
+    """Largest relative error (Frobenius norm) among the output and all gradients, beside the same in float64."""
+
+    def results(forward: Forward, x: Tensor, parameters: list[Tensor], grad: Tensor) -> list[Tensor]:
+        y = forward(x)
+        return [y.detach(), *torch.autograd.grad(y, [x, *parameters], grad)]
+
+    wide = copy.deepcopy(layer).double()
+    ours = results(forward, x, list(layer.parameters()), grad)
+    x = x.detach().double().requires_grad_()
+    exact = results(plain(wide), x, list(wide.parameters()), grad.double())
+    return max(((a - e).norm() / e.norm()).item() for a, e in zip(ours, exact, strict=True))
+
+
+def rank_two_row(shape: tuple[int, int], batch: int, spread: float, setting: Setting) -> list[str]:
     n, m = shape
     torch.manual_seed(0)
-    layer = SineLowRank(2)(n, m).to(setting.device)
-    s = torch.linalg.svdvals(layer.weight.detach().double())
-    tail = s.square().flip(0).cumsum(0).flip(0)
-    width = max(1, int((tail > 1e-10 * tail[0]).sum()))
+    layer = SineLowRank(2, phase_spread=spread)(n, m).to(setting.device)
+    sine = layer.factorization
+    assert isinstance(sine, SineLowRank)
+    phases = _largest_phases(*layer.factors(), sine.omega(n))
+    nodes = nodes_for_phases(*phases, torch.float32, rank=2)
+    chosen = thin_nodes(*layer.factors(), sine.omega(n), torch.float32)
+    ways = {"formed": forced(layer, None), "thin": forced(layer, nodes)}
     x = torch.randn(batch, n, device=setting.device, requires_grad=True)
     grad = torch.randn(batch, m, device=setting.device)
-    a, b = (torch.randn(*size, device=setting.device, requires_grad=True) for size in ((m, width), (n, width)))
-    ms = fastest(
-        {
-            "formed": lambda: step(forced(layer, None), x, grad, list(layer.parameters()), setting),
-            "thin": lambda: step(lambda x: (x @ b) @ a.t(), x, grad, [a, b], setting),
-        },
-        setting,
-    )
-    ratio = f"{ms['formed'] / ms['thin']:.2f}"
-    return [f"{n} → {m}", f"{batch:,}", str(width), f"{ms['formed']:.2f}", f"{ms['thin']:.2f}", ratio]
+    parameters = list(layer.parameters())
+
+    def runner(name: str) -> Callable[[], None]:
+        return lambda: step(ways[name], x, grad, parameters, setting)
+
+    ms = fastest({name: runner(name) for name in ways}, setting)
+    few = x.detach()[:256].requires_grad_()
+    errors = [f"{worst_error(ways[name], layer, few, grad[:256]):.0e}" for name in ("formed", "thin")]
+    times = [f"{ms['formed']:.2f}", f"{ms['thin']:.2f}", f"{ms['formed'] / ms['thin']:.2f}"]
+    counts = [f"{nodes.each}, {nodes.total}", str(nodes.columns(2))]
+    way = "formed" if chosen is None else "thin"
+    return [f"{n} → {m}", f"{batch:,}", f"{spread:g}", f"{phases[1]:.1f}", *counts, *times, way, *errors]
 
 
 def rank_two(cases: list[tuple[tuple[int, int], int]], setting: Setting) -> str:
-    columns = ["in → out", "batch", "numerical rank", "formed step, ms", "two products of that width, ms", "ratio"]
+    columns = ["in → out", "batch", "phase spread, rad", "largest phase, rad", "nodes", "columns"]
+    columns += ["formed step, ms", "thin step, ms", "formed / thin", "chosen", "error of formed", "error of thin"]
     note = (
-        "\nThe numerical rank (relative 1e-5, Frobenius) at the initial phase spread of 2 rad is the least width that"
-        "\na thin way could have; making its factors would cost something on top.\n"
+        "\nForward and backward with the gradients of input, factors and bias, making the thin factors included."
+        "\n*Error*: the largest relative one (Frobenius norm) among the output and these gradients, beside float64.\n"
     )
-    rows = [rank_two_row(*case, setting) for case in cases]
-    return table("What a thin way could gain at rank 2", columns, rows) + note
+    rows = [rank_two_row(*case, spread, setting) for case in cases for spread in (2.0, 4.0)]
+    return table("Thin at rank 2", columns, rows) + note
 
 
 # ----------------------------------------------------------------------------------------------------------- main

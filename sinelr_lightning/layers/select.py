@@ -8,6 +8,7 @@ formed costs m·n.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sinelr_lightning.layers.factorization import wide
 
-__all__ = ["column_scale", "nodes_for_phase", "thin_columns", "thin_nodes"]
+__all__ = ["Nodes", "column_scale", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
 
 # Largest error of the sine, by the type in which the products run: each is near that type's own rounding, so more
 # columns would buy nothing.
@@ -32,37 +33,59 @@ _MARGIN = 1.15
 
 
 @lru_cache(maxsize=4096)
-def _nodes(phase: float, tolerance: float) -> int:
+def _nodes(phase: float, tolerance: float, dropped: int = 1) -> int:
+    """Least r at which the polynomials of degree 2r + `dropped` and above are within the tolerance."""
     r = 1
     while True:
-        # Interpolation at r odd nodes errs by at most twice the first dropped Chebyshev coefficient and its tail,
-        # 2·|J_n(Φ)| with n = 2r + 1, and |J_n(Φ)| ≤ (Φ/2)ⁿ/n! · exp(−Φ²/(4n + 4)) for Φ < n.
-        n = 2 * r + 1
+        # What is dropped amounts to at most twice the first coefficient and its tail, 2·|J_n(Φ)| with n = 2r + 1
+        # for odd polynomials alone, and |J_n(Φ)| ≤ (Φ/2)ⁿ/n! · exp(−Φ²/(4n + 4)) for Φ < n.
+        n = 2 * r + dropped
         log_bessel = n * math.log(max(phase, 1e-30) / 2) - math.lgamma(n + 1) - phase**2 / (4 * n + 4)
         if phase < n and log_bessel < math.log(tolerance / 4):
             return r
         r += 1
 
 
-def nodes_for_phase(phase: float, dtype: torch.dtype, rank: int = 1) -> int:
-    """Number of nodes r at which sin is reproduced for all phases up to `phase` radians in `dtype`.
+def _rounded_up(phase: float) -> float:
+    """The phase on a grid of 2 %, so that the cache hits while training moves it."""
+    return 1.02 ** math.ceil(math.log(max(phase, 1e-3), 1.02))
 
-    At rank 1 a multiple of 8: 8 at 6 rad, 16 at 16 rad, 24 at 28 rad in float32. At rank 2, where columns grow as r²,
-    the least number: 10 at 8.4 rad, 15 at 16 rad.
+
+def nodes_for_phase(phase: float, dtype: torch.dtype) -> int:
+    """Number of nodes r at which sin is reproduced at rank 1 for all phases up to `phase` radians in `dtype`.
+
+    A multiple of 8; 8 at 6 rad, 16 at 16 rad, 24 at 28 rad in float32.
     """
-    # The phase is rounded up on a grid of 2 %, so that the cache hits while training moves it.
-    grid = 1.02 ** math.ceil(math.log(max(phase, 1e-3), 1.02))
-    nodes = _nodes(grid, _TOLERANCE[dtype])
-    return _MULTIPLE * math.ceil(nodes / _MULTIPLE) if rank == 1 else nodes
+    return _MULTIPLE * math.ceil(_nodes(_rounded_up(phase), _TOLERANCE[dtype]) / _MULTIPLE)
 
 
-def thin_columns(nodes: int, rank: int) -> int:
-    """Number of columns of the thin factors: r at rank 1, r(r + 1) at rank 2."""
-    return nodes if rank == 1 else nodes * (nodes + 1)
+class Nodes(NamedTuple):
+    """Numbers of nodes for the phases of each column of the factors alone, and of all together; equal at rank 1."""
+
+    each: int
+    total: int
+
+    def columns(self, rank: int) -> int:
+        """Number of columns of the thin factors: 86 for 7 and 10 nodes at rank 2."""
+        if rank == 1:
+            return self.total
+        beyond = self.total - self.each  # degrees of one column that pass its own nodes
+        return self.total * (self.total + 1) - 2 * beyond * (beyond + 1)
 
 
-def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | None:
-    """Number of nodes for the thin way, or None where the formed way is to be taken.
+def nodes_for_phases(each: float, total: float, dtype: torch.dtype, rank: int) -> Nodes:
+    """The nodes for phases up to `each` radians from one column of the factors and up to `total` from all.
+
+    At rank 2, where columns grow as r², the least numbers: 7 and 10 at 4.2 and 8.4 rad in float32.
+    """
+    if rank == 1:
+        return Nodes(nodes_for_phase(total, dtype), nodes_for_phase(total, dtype))
+    tolerance = _TOLERANCE[dtype]
+    return Nodes(_nodes(_rounded_up(each), tolerance, dropped=0), _nodes(_rounded_up(total), tolerance))
+
+
+def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> Nodes | None:
+    """Numbers of nodes for the thin way, or None where the formed way is to be taken.
 
     None for rank > 2 (rank > 1 on a device, where rank 2 was not measured), for phases so large that the columns pass
     break-even, and for phases that are not finite (the formed way then shows the NaN where it is).
@@ -76,16 +99,16 @@ def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | 
     if rank > (2 if u.is_cpu else 1) or u.is_meta:
         return None
     most = (_BREAK_EVEN * m * n - _OVERHEAD[rank]) / (m + n)
-    if thin_columns(nodes_for_phase(0, dtype, rank), rank) > most:
+    if nodes_for_phases(0, 0, dtype, rank).columns(rank) > most:
         return None
     if u.is_cuda and torch.cuda.is_current_stream_capturing():
         return None  # a captured graph runs again with other factors, for which these nodes may be too few
-    phase = _largest_phase(u, v, omega)
+    each, total = _largest_phases(u, v, omega)
     # A first test in closed form: r nodes reach no further than 2r + 1 rad.
-    if not math.isfinite(phase) or phase > 2 * most + 1:
+    if not math.isfinite(total) or total > 2 * most + 1:
         return None
-    nodes = nodes_for_phase(phase, dtype, rank)
-    return nodes if thin_columns(nodes, rank) <= most else None
+    nodes = nodes_for_phases(each, total, dtype, rank)
+    return nodes if nodes.columns(rank) <= most else None
 
 
 def column_scale(u: Tensor, v: Tensor, omega: float) -> Tensor:
@@ -97,13 +120,19 @@ def column_scale(u: Tensor, v: Tensor, omega: float) -> Tensor:
     return v.abs().amax(0).maximum(1 / (omega * u.abs().amax(0)).clamp_min(1))
 
 
-def _largest_phase(u: Tensor, v: Tensor, omega: float) -> float:
-    """max_i Σ_a ω·|u_ia|·b_a on the host; in training on a device, the value of the step before with a margin."""
+def _largest_phases(u: Tensor, v: Tensor, omega: float) -> tuple[float, float]:
+    """Largest ω·|u_ia|·b_a and largest Σ_a ω·|u_ia|·b_a on the host, one number at rank 1.
+
+    In training on a device they are those of the step before, with a margin.
+    """
     wide_u, wide_v = wide(u.detach()), wide(v.detach())
-    phase = omega * (wide_u.abs() * column_scale(wide_u, wide_v, omega)).sum(1).amax()
-    if phase.device.type == "cpu" or u.is_inference() or v.is_inference():
-        return phase.item()
-    return _on_host(v, phase.float(), (u._version, v._version, u.data_ptr(), v.data_ptr()))
+    phases = wide_u.abs() * (omega * column_scale(wide_u, wide_v, omega))
+    largest = phases.sum(1).amax()
+    if largest.device.type == "cpu" or u.is_inference() or v.is_inference():
+        total = largest.item()
+    else:
+        total = _on_host(v, largest.float(), (u._version, v._version, u.data_ptr(), v.data_ptr()))
+    return (total if u.shape[1] == 1 else phases.amax().item()), total
 
 
 @dataclass

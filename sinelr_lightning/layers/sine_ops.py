@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
-from sinelr_lightning.layers.select import thin_nodes
+from sinelr_lightning.layers.select import Nodes, thin_nodes
 from sinelr_lightning.layers.thin import thin_factors, thin_gradients
 
 __all__ = ["sine_linear"]
@@ -125,7 +125,7 @@ def _thin_backward(
     v: Tensor,
     omega: float,
     gain: float,
-    nodes: int,
+    nodes: Nodes,
     p: Tensor,
     q: Tensor,
     h: Tensor,
@@ -144,7 +144,7 @@ def _thin_backward(
 class _Thin(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float, nodes: int
+        ctx: Any, x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float, nodes: Nodes
     ) -> Tensor:
         p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
         h = x @ q.t()

@@ -8,9 +8,10 @@ and r samples at the nodes x_s = cos((2s + 1)π/4r), s < r, give the r coefficie
 (2/r)·Σ_s T_p(x_s)·sin(α·x_s) for odd p, and so with the cosine for even p (half of it for p = 0).
 
 At rank 1 the columns of P and Q are c_p(α)/√g and T_p(t)/√g for the odd p < 2r. At rank 2, by the sine of a sum,
-they are c_p(α₁)·c_q(α₂)/√g and T_p(t₁)·T_q(t₂)/√g for all p + q odd and < 2r: r(r + 1) columns. The c_p are Bessel
-functions, 2·J_p(α) up to sign, and fall off with p, which is why half-precision products harm neither W nor ∂L/∂V,
-where T' grows as p²; √g on either side keeps x·Q and ∂L/∂y·P both within the range of float16.
+they are c_p(α₁)·c_q(α₂)/√g and T_p(t₁)·T_q(t₂)/√g for all p and q < 2r with p + q odd and < 2R, where r suffices for
+the phases of one column of U and V and R for those of both. The c_p are Bessel functions, 2·J_p(α) up to sign, and
+fall off with p, which is why half-precision products harm neither W nor ∂L/∂V, where T' grows as p²; √g on either
+side keeps x·Q and ∂L/∂y·P both within the range of float16.
 """
 
 import math
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import wide
-from sinelr_lightning.layers.select import column_scale
+from sinelr_lightning.layers.select import Nodes, column_scale
 
 __all__ = ["thin_factors", "thin_gradients"]
 
@@ -31,22 +32,22 @@ _ODD, _EVEN = 1, 0
 
 
 def thin_factors(
-    u: Tensor, v: Tensor, omega: float, gain: float, r: int, dtype: torch.dtype
+    u: Tensor, v: Tensor, omega: float, gain: float, nodes: Nodes, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Pᵀ and Qᵀ [columns, m] and [columns, n] in `dtype`, for factors u [m, k] and v [n, k], k = 1 or 2."""
     alpha, t, _ = _arguments(u, v, omega)
-    p = _columns(_coefficients, alpha, r).div_(math.sqrt(gain))
-    q = _columns(_chebyshev, t, r).div_(math.sqrt(gain))
+    p = _columns(_coefficients, alpha, nodes).div_(math.sqrt(gain))
+    q = _columns(_chebyshev, t, nodes).div_(math.sqrt(gain))
     return p.to(dtype), q.to(dtype)
 
 
 def thin_gradients(
-    grad_p: Tensor, grad_q: Tensor, u: Tensor, v: Tensor, omega: float, gain: float, r: int
+    grad_p: Tensor, grad_q: Tensor, u: Tensor, v: Tensor, omega: float, gain: float, nodes: Nodes
 ) -> tuple[Tensor, Tensor]:
     """Gradients of u and v from those of Pᵀ and Qᵀ. W does not depend on b, so none flows through b."""
     alpha, t, b = _arguments(u, v, omega)
-    grad_alpha = _pull_back(grad_p.to(t.dtype), _coefficients, _coefficient_slopes, alpha, r)
-    grad_t = _pull_back(grad_q.to(t.dtype), _chebyshev, _chebyshev_slopes, t, r)
+    grad_alpha = _pull_back(grad_p.to(t.dtype), _coefficients, _coefficient_slopes, alpha, nodes)
+    grad_t = _pull_back(grad_q.to(t.dtype), _chebyshev, _chebyshev_slopes, t, nodes)
     grad_u = grad_alpha.t() * (omega * b / math.sqrt(gain))
     return grad_u.to(u.dtype), (grad_t.t() / (b * math.sqrt(gain))).to(v.dtype)
 
@@ -61,39 +62,41 @@ def _arguments(u: Tensor, v: Tensor, omega: float) -> tuple[Tensor, Tensor, Tens
 # --------------------------------------------------------------------------------------------------- columns
 
 
-def _columns(table: _Table, t: Tensor, r: int) -> Tensor:
+def _columns(table: _Table, t: Tensor, nodes: Nodes) -> Tensor:
     """The columns of P or Q, as rows, from the values of their table at t [k, n]."""
     if len(t) == 1:
-        return table(t[0], r, _ODD)
-    return _products(_both(table, t[0], r), _both(table, t[1], r))
+        return table(t[0], nodes.each, _ODD)
+    return _products(_both(table, t[0], nodes), _both(table, t[1], nodes), nodes)
 
 
-def _pull_back(grad: Tensor, table: _Table, slopes: _Table, t: Tensor, r: int) -> Tensor:
-    """The gradient of t [k, n] from that of `_columns(table, t, r)`, given the table of derivatives."""
+def _pull_back(grad: Tensor, table: _Table, slopes: _Table, t: Tensor, nodes: Nodes) -> Tensor:
+    """The gradient of t [k, n] from that of `_columns(table, t, nodes)`, given the table of derivatives."""
     if len(t) == 1:
-        return slopes(t[0], r, _ODD).mul_(grad).sum(0, keepdim=True)
-    first, second = _both(table, t[0], r), _both(table, t[1], r)
-    moved = _products(_both(slopes, t[0], r), second), _products(first, _both(slopes, t[1], r))
+        return slopes(t[0], nodes.each, _ODD).mul_(grad).sum(0, keepdim=True)
+    first, second = _both(table, t[0], nodes), _both(table, t[1], nodes)
+    first_moved, second_moved = _both(slopes, t[0], nodes), _both(slopes, t[1], nodes)
+    moved = _products(first_moved, second, nodes), _products(first, second_moved, nodes)
     return torch.stack([columns.mul_(grad).sum(0) for columns in moved])
 
 
-def _both(table: _Table, t: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    return table(t, r, _ODD), table(t, r, _EVEN)
+def _both(table: _Table, t: Tensor, nodes: Nodes) -> tuple[Tensor, Tensor]:
+    return table(t, nodes.each, _ODD), table(t, nodes.each, _EVEN)
 
 
-def _products(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """All products of an odd and an even degree with a sum < 2r, of tables [r, n] by parity: [r(r + 1), n]."""
+def _products(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], nodes: Nodes) -> Tensor:
+    """All products of an odd and an even degree with a sum < 2·total, of tables [each, n] by parity."""
     (odd_1, even_1), (odd_2, even_2) = first, second
-    i, j = _degree_pairs(len(odd_1), odd_1.device)
+    i, j = _degree_pairs(nodes, odd_1.device)
     return torch.cat([odd_1[i] * even_2[j], even_1[j] * odd_2[i]])
 
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _degree_pairs(r: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All i, j ≥ 0 with i + j < r, so that (2i + 1) + 2j < 2r."""
-    i, j = torch.triu_indices(r, r, device="cpu")
-    return i.to(device), (r - 1 - j).to(device)
+def _degree_pairs(nodes: Nodes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All 0 ≤ i, j < each with i + j < total, so that (2i + 1) + 2j < 2·total."""
+    index = torch.arange(nodes.each, device="cpu")
+    i, j = torch.where(index[:, None] + index < nodes.total)
+    return i.to(device), j.to(device)
 
 
 # ---------------------------------------------------------------------------------------------------- tables

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sinelr_lightning.layers import SineLowRank, select, sine_ops
-from sinelr_lightning.layers.select import nodes_for_phase
+from sinelr_lightning.layers.select import Nodes, nodes_for_phases
 from sinelr_lightning.layers.thin import _nodes_and_transform, thin_factors
 
 from .families import loss_weights
@@ -26,7 +26,7 @@ def formed(x, u, v, bias, omega=OMEGA, gain=GAIN) -> Tensor:
 
 
 def thin(x, u, v, bias, omega=OMEGA, gain=GAIN) -> Tensor:
-    nodes = nodes_for_phase(select._largest_phase(u, v, omega), x.dtype, rank=u.shape[1])
+    nodes = nodes_for_phases(*select._largest_phases(u, v, omega), x.dtype, rank=u.shape[1])
     return sine_ops._Thin.apply(x, u, v, bias, omega, gain, nodes)
 
 
@@ -90,7 +90,7 @@ def test_hand_computed_at_rank_two(way):
 def test_thin_factors_of_a_small_weight():
     # ω·u·v = [[0.6, −0.3], [1.2, −0.6]]
     u, v = torch.tensor([[0.3], [0.6]]).double(), torch.tensor([[1.0], [-0.5]]).double()
-    p, q = thin_factors(u, v, 2.0, 4.0, 8, torch.float64)
+    p, q = thin_factors(u, v, 2.0, 4.0, Nodes(8, 8), torch.float64)
     assert p.shape == q.shape == (8, 2)
     expected = torch.tensor([[0.564642, -0.295520], [0.932039, -0.564642]]).double() / 4
     torch.testing.assert_close(p.t() @ q, expected, rtol=0, atol=1e-6)
@@ -99,7 +99,7 @@ def test_thin_factors_of_a_small_weight():
 def test_thin_factors_of_a_small_weight_at_rank_two():
     # ω·u·vᵀ = 2·[[0.3 − 0.1, −0.15 + 0.2], [0.6 + 0.1, −0.3 − 0.2]] = [[0.4, 0.1], [1.4, −1.0]]
     u, v = torch.tensor([[0.3, -0.2], [0.6, 0.2]]).double(), torch.tensor([[1.0, 0.5], [-0.5, -1.0]]).double()
-    p, q = thin_factors(u, v, 2.0, 4.0, 8, torch.float64)
+    p, q = thin_factors(u, v, 2.0, 4.0, Nodes(8, 8), torch.float64)
     assert p.shape == q.shape == (72, 2)
     expected = torch.tensor([[0.389418, 0.099833], [0.985450, -0.841471]]).double() / 4
     torch.testing.assert_close(p.t() @ q, expected, rtol=0, atol=1e-6)
@@ -143,7 +143,7 @@ def test_gradients_by_differences(way, rank: int):
     u, v = random_factors(3.0, m=4, n=3, rank=rank)
     inputs = [t.requires_grad_() for t in (torch.randn(2, 3).double(), u, v, torch.randn(4).double())]
     # The node count is fixed here, so that it does not change between two differences.
-    run = formed if way is formed else lambda x, u, v, b: sine_ops._Thin.apply(x, u, v, b, OMEGA, GAIN, 16)
+    run = formed if way is formed else lambda x, u, v, b: sine_ops._Thin.apply(x, u, v, b, OMEGA, GAIN, Nodes(16, 16))
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
 
