@@ -1,10 +1,14 @@
 import copy
+import csv
 import logging
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from scenes import write_llff
 
 from sinelr_lightning.callbacks.collapse import RestartOnCollapse
@@ -28,8 +32,8 @@ def scene(tmp_path_factory):
 
 def trainer(tmp_path, **options):
     return L.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, **options,
+        default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, **{"logger": False, **options},
     )  # fmt: skip
 
 
@@ -156,6 +160,42 @@ def test_a_batch_of_background_alone_is_no_collapse():
 
 def test_a_trained_task_can_be_copied(trained):
     copy.deepcopy(trained[0]._last)  # nothing of the last step's graph is kept
+
+
+def test_the_speed_is_logged_whatever_the_length_of_an_epoch(scene, tmp_path):
+    logger = CSVLogger(tmp_path)
+    run = trainer(tmp_path, max_steps=12, limit_val_batches=0, log_every_n_steps=4, logger=logger)
+    run.fit(small_task(), NeRFData(str(scene), batch_size=8, epoch_steps=6))
+    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").open())
+    speeds = {row["step"]: row["train/rays_per_second"] for row in rows if row.get("train/rays_per_second")}
+    assert set(speeds) == {"3", "7", "11"} and min(map(float, speeds.values())) > 0
+
+
+def test_predictions_of_photographs_of_one_name_are_files_of_their_own(trained, tmp_path):
+    task, data, _, _ = trained
+    again = NeRFData(data.root)
+    again._scene = replace(data.scene, names=[f"{name}/view.png" for name in data.scene.names])
+    paths = trainer(tmp_path).predict(task, again)
+    assert [Path(p).name for p in paths] == ["000_view.png", "001_view.png"] and all(Path(p).is_file() for p in paths)
+
+
+def test_processes_with_unequal_numbers_of_views_ask_for_the_folder_equally_often(trained, tmp_path, monkeypatch):
+    task, data, _, _ = trained
+    asked, folder = [], L.Trainer.log_dir.fget  # a collective call
+    monkeypatch.setattr(L.Trainer, "log_dir", property(lambda self: asked.append(1) or folder(self)))
+    counts = []
+    for views in (1, 2):
+        asked.clear()
+        assert len(trainer(tmp_path, limit_predict_batches=views).predict(task, data)) == views
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
+
+
+def test_a_picture_smaller_than_the_window_has_no_ssim(tmp_path):
+    data = NeRFData(str(write_llff(tmp_path / "scene", height=9)), batch_size=8, epoch_steps=1)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(small_task(), data)
+    assert "val/psnr" in run.callback_metrics and "val/ssim" not in run.callback_metrics
 
 
 def test_a_restart_draws_other_weights():
