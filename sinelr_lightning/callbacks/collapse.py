@@ -48,7 +48,7 @@ class RestartOnCollapse(L.Callback):
         if self.restarts:
             raise UserError(f"the run collapsed again at step {step}: {reason}; {advice}")
         self.restarts += 1
-        seed = torch.initial_seed() + 1
+        seed = trainer.strategy.broadcast(torch.initial_seed() + 1)  # or the copies would differ in an unseeded run
         log.warning("the run collapsed at step %d: %s; starting again once with seed %d", step, reason, seed)
         pl_module.restart(seed)  # ty: ignore[not-callable]
         for optimizer in trainer.optimizers:
