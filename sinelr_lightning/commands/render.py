@@ -52,7 +52,10 @@ def render(
         raise UserError(f"{checkpoint} holds a {type(task).__name__}; render needs a checkpoint of a NeRFTask")
     task.to(_device(device))
     poses = camera_path(task.cameras, path, frames)
-    written = save_video(out, _with_progress(_frames(task, poses, scale, depth), frames), fps)
+    try:
+        written = save_video(out, _with_progress(_frames(task, poses, scale, depth), frames), fps)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     size = summarize(task)
     sys.stderr.write(f"{written}: {frames} frames, {size.parameters:,} parameters, {size.compression:.2%} of dense\n")
 
