@@ -212,15 +212,23 @@ class Task(L.LightningModule):
         """Refuse a checkpoint of another architecture, naming what differs.
 
         Raises:
-            UserError: keys or shapes of the weights differ.
+            UserError: keys or shapes of the weights differ, or what they are made of: a sine's factors fit into a
+                low-rank layer, and mean nothing there.
         """
+        stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         here = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         there = {name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", here).items()}
         wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+        ours = _kinds(dict(self.hparams))
+        for name, kind in _kinds(stored).items():
+            if kind != ours.get(name, kind):
+                raise UserError(
+                    f"the checkpoint is of another architecture: {name} is {kind} there, {ours[name]} here"
+                )
         if wrong:
             shapes = "; ".join(f"{n} is {_shape(there, n)} there, {_shape(here, n)} here" for n in wrong[:3])
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            settings = _differing(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), dict(self.hparams))
+            settings = _differing(stored, dict(self.hparams))
             raise UserError(f"the checkpoint is of another architecture: {shapes}{more}{settings}")
 
 
@@ -286,6 +294,15 @@ def _plain_optimizer(make: Callable[..., Any], name: str) -> dict[str, Any]:
 
 def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "missing"
+
+
+def _kinds(arguments: dict[str, Any]) -> dict[str, str]:
+    """Classes of the stored arguments that are parts of the model, as `{"linear": "SineLowRank"}`."""
+    return {
+        name: value["class_path"].rsplit(".", 1)[-1]
+        for name, value in arguments.items()
+        if isinstance(value, dict) and "class_path" in value and name != "optimizer"
+    }
 
 
 def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
