@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jsonargparse import ArgumentParser
 
@@ -17,6 +17,7 @@ _NOISE = (
     "Given value",
     "Expected a <class 'NoneType'>",
     "Expected a path",
+    "Unable to load config '",
 )
 # What says more than "is not of this type" when a value fits none of several types.
 _TELLING = ("unrecognized", "not accepted", "does not accept", "dot import path", "required")
@@ -43,7 +44,24 @@ def one_line(message: str, known: Sequence[str] = (), classes: Sequence[type] = 
     if not complaints:
         return " ".join(message.split())
     telling = [c for c in complaints if any(word in c.text.lower() for word in _TELLING)]
-    return _say([*telling, *complaints][0], [option.removeprefix("--") for option in known], classes)
+    # A number that may also be an object: that the text names no class is not what is wrong with it.
+    numbers = {c.key for c in complaints if re.match(r"Expected a <class '(int|float)'>", c.text)}
+    telling = [c for c in telling if not ("dot import path" in c.text and c.key in numbers)]
+    first = [*telling, *complaints][0]
+    if first.text.startswith("Expected a ") and "dot import path" not in first.text:
+        first = replace(first, text=_alternatives(message, first, complaints))
+    return _say(first, [option.removeprefix("--") for option in known], classes)
+
+
+def _alternatives(message: str, first: Complaint, complaints: Sequence[Complaint]) -> str:
+    """Join what the types of one key would each accept, and add the value if the message has it."""
+    kinds = [c.text for c in complaints if c.key == first.key and c.text.startswith("Expected a ")]
+    kinds = [kind for kind in dict.fromkeys(kinds) if "dot import path" not in kind]
+    if len(kinds) == 1 and "Got value" in first.text:
+        return first.text
+    value = re.search(r"Given value: (?!NestedArg)(.+?)(\. Got value:|$)", message, re.MULTILINE)
+    joined = " or ".join(kind.removeprefix("Expected a ") for kind in kinds)
+    return f"Expected a {joined}" + (f". Got value: {value[1]}" if value else "")
 
 
 def _complaints(message: str) -> list[Complaint]:
@@ -51,7 +69,9 @@ def _complaints(message: str) -> list[Complaint]:
     stack: list[tuple[int, str, str]] = []  # indentation, key, class of the lines above
     for line in message.splitlines():
         indentation = len(line) - len(line.lstrip())
-        text = line.strip().removeprefix("- ").strip()
+        text = re.sub(
+            r"^Type .* expects a function or a callable class: ", "", line.strip().removeprefix("- ").strip()
+        )
         while stack and stack[-1][0] >= indentation and text:
             stack.pop()
         if match := re.match(r'Parser key "([^"]+)":\s*(.*)', text):
@@ -69,13 +89,19 @@ def _complaints(message: str) -> list[Complaint]:
 def _say(complaint: Complaint, known: Sequence[str], classes: Sequence[type]) -> str:
     text, key = complaint.text, complaint.key
     where = f"{key}: " if key else ""
-    cls = next((c for c in classes if c.__name__ == complaint.owner), None)
+    made = re.search(r"Got value: Namespace\(class_path='([^']+)'", text)
+    owner = made[1].rsplit(".", 1)[-1] if made else complaint.owner
+    cls = next((c for c in classes if c.__name__ == owner), None)
     options = _keys(cls) if cls else known
-    has = f"{complaint.owner} has " if cls else ""
-    if match := re.match(r"unrecognized arguments: (?:--)?([^\s=]+)", text, re.IGNORECASE):
+    has = f"{owner} has " if cls else ""
+    if match := re.match(r"unrecognized arguments: (-*)([^\s=]+)", text, re.IGNORECASE):
+        dashes, word = match.groups()
         if cls:
-            return f"{where}{has}no key {match[1]!r}{_near_key(match[1], options)}"
-        return f"unknown option --{match[1]}{near(f'--{match[1]}', [f'--{option}' for option in options])}"
+            return f"{where}{has}no key {word!r}{_near_key(word, options)}"
+        if not dashes:
+            hint = f", did you mean --config {word}?" if word.endswith((".yaml", ".yml")) else ""
+            return f"{word!r} belongs to no option{hint}"
+        return f"unknown option {dashes}{word}{near(f'--{word}', [f'--{option}' for option in options])}"
     if match := re.match(r"the following arguments are required: (.+)", text, re.IGNORECASE):
         missing = ", ".join(f"--{name.strip().removeprefix('--').split('.')[-1]}" for name in match[1].split(","))
         return f"{missing} missing: give a configuration, --config FILE"
@@ -86,7 +112,9 @@ def _say(complaint: Complaint, known: Sequence[str], classes: Sequence[type]) ->
         return f"{where}{match[1]} has no key {match[2]!r}{near(match[2], inside)}"
     if match := re.match(r"Expected a dot import path string: (\S+)", text):
         return f"{where}unknown class {match[1]!r}{near(match[1], [c.__name__ for c in classes])}"
-    text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("Expected a typing.Literal", "expected one of ")
+    if match := re.match(r'Unable to load config "(.*)"', text):
+        return f"{where}{match[1]!r} is no file; its keys are given one by one, as {key}.KEY"
+    text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.Literal", "one of ")
     return where + text.replace("Expected a ", "expected ")
 
 
