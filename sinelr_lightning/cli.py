@@ -7,7 +7,6 @@ import difflib
 import importlib
 import inspect
 import logging
-import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.runs import is_first_process
 
 __all__ = ["main"]
 
@@ -143,8 +143,7 @@ def _configure_logging() -> None:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-    rank = next((os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "0")
-    logger.setLevel(logging.INFO if rank == "0" else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Importing it imports neither torch nor lightning: `sinelr VERB --help` must answ
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from sinelr_lightning.tasks.base import Task
 
 __all__ = [
+    "is_first_process",
     "load_checkpoint",
     "load_config",
     "load_run",
     "load_task",
-    "next_version",
+    "make_version",
     "resolve_checkpoint",
     "run_folder",
     "versions",
@@ -31,16 +33,37 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks and writes for all, by what torchrun, SLURM or Lightning set."""
+    rank = next((os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "0")
+    return rank == "0"
+
+
 def versions(folder: str | Path) -> list[Path]:
     """List the `version_N` folders of one run name, newest first."""
     found = [path for path in Path(folder).glob("version_*") if re.fullmatch(r"version_\d+", path.name)]
     return sorted((path for path in found if path.is_dir()), key=lambda path: -int(path.name.split("_")[1]))
 
 
-def next_version(folder: str | Path) -> int:
-    """Give the number of the next run of this name: 0, or the newest one's plus 1."""
+def make_version(folder: str | Path) -> Path:
+    """Make the folder of the next run of this name: version 0, or the newest one's plus 1.
+
+    Two runs that begin at the same moment get two.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     newest = versions(folder)[:1]
-    return int(newest[0].name.split("_")[1]) + 1 if newest else 0
+    number = int(newest[0].name.split("_")[1]) + 1 if newest else 0
+    while True:
+        path = Path(folder) / f"version_{number}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from error
 
 
 def run_folder(checkpoint: str | Path) -> Path:
@@ -106,8 +129,8 @@ def _candidates(folders: Sequence[Path], names: Sequence[str]) -> Iterator[Path]
                         yield place / f"{name}.ckpt"
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU: tensors and plain values, nothing that runs code.
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of ours, onto the CPU by default: tensors and plain values, nothing that runs code.
 
     Raises:
         UserError: the file cannot be read, or is no checkpoint of a task.
@@ -117,8 +140,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     import torch
 
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:  # its message speaks of the reader's options
+        raise UserError(
+            f"{path} is not a readable checkpoint: it is of another kind, or holds more than tensors and plain values"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "adapters": {"layers", *EVERYBODY},
     "analysis": {"layers", *EVERYBODY},
     "tasks": MIDDLE,
-    "callbacks": {"tasks", *MIDDLE},
+    "callbacks": {"tasks", "runs", *MIDDLE},
     "runs": {"tasks", *MIDDLE},
     "slurm": EVERYBODY,
     "commands": TOP,

@@ -122,6 +122,20 @@ def test_help_is_quick_and_imports_nothing_heavy(arguments):
         ("fit --ckpt_path nowhere", "checkpoint nowhere does not exist"),
         ("test --ckpt_path empty", "no checkpoint found, searched best.ckpt or last.ckpt in empty/checkpoints"),
         ("fit --config toy.yaml --trainer.max_epochs -5 --trainer.max_steps -1", "max_epochs"),
+        ("fit toy.yaml", "'toy.yaml' belongs to no option, did you mean --config toy.yaml?"),
+        ("-v", "unknown option -v, choose one of --help, --version"),
+        ("fit --config toy.yaml --model.schedule cosine", "model.schedule: 'cosine' is no file; its keys are given"),
+        ("fit --config toy.yaml --model.optimizer Adm", "model.optimizer: unknown class 'Adm', did you mean Adam"),
+        ("fit --config toy.yaml --model.optimizer.lrr 1", "model.optimizer: Adam has no key 'lrr', did you mean lr?"),
+        ("fit --config toy.yaml --model.optimizer.lr fast", "model.optimizer.lr: expected float. Got value: fast"),
+        ("fit --config toy.yaml --model.linear.frequency x", "frequency: expected float or one of ['auto']."),
+        ("fit --config toy.yaml --seed_everything x", "seed_everything: expected bool or int. Got value: x"),
+        ("fit --config toy.yaml --trainer.precision bf17", "'bf16-mixed', '32-true', '64-true'] or one of ['64'"),
+        ("fit --config toy.yaml --trainer.devices x", "`devices` selected with `CPUAccelerator` should be"),
+        ("fit --config toy.yaml --trainer.default_root_dir out", "default_root_dir is not used: a run lives in"),
+        ("fit --config toy.yaml --runs_dir toy.yaml", "run folder toy.yaml/toy/version_0 cannot be made: Not a dir"),
+        ("fit --config toy.yaml --ckpt_path=", "--ckpt_path is empty: give a file, a run folder"),
+        ("fit --config toy.yaml --ckpt_path toy.yaml", "toy.yaml is not a readable checkpoint: it is of"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_leaves_nothing(home, capsys, arguments, message):
@@ -188,7 +202,7 @@ def test_a_run_has_its_folder_and_closing_words(home, capfd):
     assert main(["test", "--ckpt_path", "moved.ckpt", "--data", "toy.ToyData", "--trainer.accelerator", "cpu"]) == 0
 
 
-def test_ours_step_back_where_the_user_names_his_own(home):
+def test_ours_step_back_where_the_user_names_his_own(home, capfd):
     off = [
         "--trainer.enable_checkpointing",
         "false",
@@ -200,10 +214,37 @@ def test_ours_step_back_where_the_user_names_his_own(home):
     assert fit("--trainer.max_steps", "3", *off) == 0
     run = home / "runs/toy/version_0"
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.json"}
+    assert "--ckpt_path" not in capfd.readouterr().out, "no command is shown that has no checkpoint to work on"
     own = "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint"
     assert fit("--trainer.max_steps", "10", own, "--name", "other", "--runs_dir", "elsewhere") == 0
     run = home / "elsewhere/other/version_0"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch=0-step=10.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "logger",
+    [["toy.Silent"], ["CSVLogger", "--trainer.logger.save_dir", "logs"]],
+    ids=["no folder", "its own folder"],
+)
+def test_with_another_logger_the_run_stays_in_its_folder(home, logger):
+    assert fit("--trainer.max_steps", "10", "--trainer.logger", *logger) == 0
+    kept = {path.name for path in (home / "runs/toy/version_0").iterdir()}
+    assert kept == {"config.yaml", "metrics.json", "checkpoints"}
+    assert main(["test", "--ckpt_path", "runs/toy"]) == 0
+
+
+def test_two_runs_that_begin_at_the_same_moment_get_two_folders(home):
+    command = [SINELR, "fit", "--config", "toy.yaml", "--trainer.max_steps", "10"]
+    started = [subprocess.Popen(command, env=environment()) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    for version in (0, 1):
+        assert len(list((home / f"runs/toy/version_{version}").glob("events.*"))) == 1
+        assert weights(home / f"runs/toy/version_{version}")["global_step"] == 10
+
+
+def test_a_trial_leaves_nothing(home):
+    assert fit("--trainer.fast_dev_run", "true") == 0
+    assert not (home / "runs").exists()
 
 
 # -- going on --------------------------------------------------------------------------------------------------------
@@ -329,8 +370,22 @@ def test_another_architecture_stops_before_training(home, capsys):
     assert fit("--ckpt_path", "last", "--model.linear.rank", "2") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "network.0.U is [8, 1] there, [8, 2] here" in error and "'rank': 1" in error
+    # The factors of a sine fit into low-rank layers, but are no weights of theirs.
+    assert fit("--ckpt_path", "last", "--model.linear", "LowRank") == 2
+    assert "linear is SineLowRank there, LowRank here" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", "runs/toy", "--model.linear", "LowRank", "--model.linear.rank", "1"]) == 2
     assert (home / "runs/toy/version_0/config.yaml").read_text() == before
     assert weights("runs/toy/version_0")["global_step"] == 10
+
+
+def test_a_run_at_its_end_says_so_and_keeps_its_figures(home, capfd):
+    assert fit("--trainer.max_steps", "10") == 0
+    run = home / "runs/toy/version_0"
+    before = [(run / name).read_text() for name in ("config.yaml", "metrics.json")]
+    capfd.readouterr()
+    assert fit("--ckpt_path", "last", "--trainer.max_steps", "5") == 0
+    assert "nothing to train: the run is at step 10, its end" in capfd.readouterr().out
+    assert [(run / name).read_text() for name in ("config.yaml", "metrics.json")] == before
 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_state(home, capsys):
@@ -393,3 +448,14 @@ def test_a_requeued_job_goes_on_in_its_folder(home, monkeypatch):
     assert fit(*traced("second.txt"), *saving(0)) == 0, "the same command, started again"
     assert [path.name for path in (home / "runs/toy").iterdir()] == ["version_77"]
     assert Path("second.txt").read_text().startswith("train 14 ")
+
+
+def test_a_requeued_job_that_had_saved_nothing_begins_again_in_its_folder(home, monkeypatch):
+    for key, value in {"NNODES": "1", "NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_ID": "78", "JOB_NAME": "x",
+                       "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    with pytest.raises(Killed):
+        fit(*traced("first.txt", die="train 4"))
+    assert (home / "runs/toy/version_78/config.yaml").is_file()
+    assert fit("--trainer.max_steps", "12") == 0
+    assert weights("runs/toy/version_78")["global_step"] == 12

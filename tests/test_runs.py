@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +70,12 @@ def test_without_a_checkpoint_it_stops_and_names_the_places(tree, given, name, m
 
 def test_versions_are_numbers(tree):
     assert [path.name for path in runs.versions("runs/a")] == ["version_10", "version_9", "version_2"]
-    assert runs.next_version("runs/a") == 11 and runs.next_version("runs/new") == 0
+    assert runs.make_version("runs/a") == Path("runs/a/version_11")
+    assert runs.make_version("runs/new") == Path("runs/new/version_0")
+    put(tree / "runs/new/version_1", b"a file in the way")
+    assert runs.make_version("runs/new") == Path("runs/new/version_2") and Path("runs/new/version_2").is_dir()
+    with pytest.raises(UserError, match=r"runs/new/version_1/x/version_0 cannot be made: Not a directory"):
+        runs.make_version("runs/new/version_1/x")
     assert str(runs.run_folder("runs/a/version_2/checkpoints/last.ckpt")) == "runs/a/version_2"
     assert str(runs.run_folder("elsewhere/moved.ckpt")) == "elsewhere"
 

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
 from sinelr_lightning.datamodules.loaders import EvaluationLoader, StepLoader, seeded_generator, share
@@ -91,6 +92,18 @@ class ToyData(L.LightningDataModule):
         return EvaluationLoader(lambda n: {"number": n, **self._rows(-1 - n, 3)}, self.held_out, *self._world())
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+class Silent(Logger):
+    """A logger that writes no files, like those that send to a server."""
+
+    name = version = "silent"
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        pass
 
 
 class Killed(BaseException):

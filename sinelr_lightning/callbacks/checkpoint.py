@@ -13,8 +13,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from sinelr_lightning.callbacks.folder import run_folder
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
+from sinelr_lightning.runs import load_checkpoint
 
 __all__ = ["AtomicCheckpointIO", "Checkpoint"]
 
@@ -51,8 +53,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the checkpoint at `path`; nothing but plain values and tensors is accepted by default."""
-        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
+        """Read the checkpoint at `path`; nothing but plain values and tensors is accepted by default.
+
+        Raises:
+            UserError: it is no readable checkpoint.
+        """
+        if weights_only is False:
+            return super().load_checkpoint(path, map_location, weights_only=False)
+        return load_checkpoint(path, map_location)
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -80,8 +88,8 @@ class Checkpoint(callbacks.Checkpoint):
 
     # -- when ----------------------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the folder: `checkpoints/` in the run folder."""
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        """Find the folder: `checkpoints/` in the run folder of rank 0."""
+        self.folder = Path(trainer.strategy.broadcast(str(run_folder(trainer)))) / "checkpoints"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; what was just restored need not be saved."""

@@ -10,11 +10,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 import sinelr_lightning
+from sinelr_lightning.callbacks.folder import run_folder
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import summarize
 from sinelr_lightning.tasks.base import Task
@@ -37,6 +39,7 @@ class Report(L.Callback):
         self.last_step: int | None = None
         self.seconds = 0.0
         self._began = time.monotonic()
+        self._trained = False
 
     # -- collecting ----------------------------------------------------------------------------------------------
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -44,7 +47,11 @@ class Report(L.Callback):
         self._began = time.monotonic()
         if trainer.is_global_zero:
             trial = getattr(trainer, "fast_dev_run", False)
-            self._say(_size_line(pl_module) + ("" if trial else f", run folder {_run_folder(trainer)}"))
+            self._say(_size_line(pl_module) + ("" if trial else f", run folder {run_folder(trainer)}"))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that there is something to train: Lightning skips a run that is at its end already."""
+        self._trained = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the held-out figures; note them as the best if the monitored one improved."""
@@ -77,6 +84,10 @@ class Report(L.Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the figures of `fit` and close with what a person wants to know, when all else is done."""
+        if not self._trained:
+            end = f"nothing to train: the run is at step {trainer.global_step}, its end"
+            self._say(f"{end}; --trainer.max_steps or --trainer.max_epochs set another")
+            return
         self.seconds += time.monotonic() - self._began
         figures = {
             "best": {**self.best, "step": self.best_step} if self.best else {},
@@ -105,10 +116,10 @@ class Report(L.Callback):
         entry = {**figures, "samples": _samples(pl_module, stage), "checkpoint": str(trainer.ckpt_path or "")}
         self._write(trainer, pl_module, "validate" if stage == "val" else stage, entry)
         self._say("  ".join(f"{name} {value:.6g}" for name, value in figures.items()) or "no figures were logged")
-        self._say(f"written to {_run_folder(trainer) / 'metrics.json'}")
+        self._say(f"written to {run_folder(trainer) / 'metrics.json'}")
 
     def _closing(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
-        run = _run_folder(trainer)
+        run = run_folder(trainer)
         lines = []
         for name, figures, when in (("best", self.best, self.best_step), ("last", self.last, self.last_step)):
             if figures:
@@ -116,14 +127,15 @@ class Report(L.Callback):
                 lines.append(f"{name}: {shown} (step {when})")
         if getattr(trainer, "fast_dev_run", False):
             return [*lines, _size_line(pl_module), "a trial: nothing was written"]
-        looks = [f"tensorboard --logdir {run}"] if trainer.loggers else []
-        looks += pl_module.closing_lines(run) if isinstance(pl_module, Task) else []
+        looks = [f"tensorboard --logdir {x.log_dir}" for x in trainer.loggers if isinstance(x, TensorBoardLogger)]
+        if isinstance(pl_module, Task) and (run / "checkpoints" / "last.ckpt").is_file():
+            looks += pl_module.closing_lines(run)
         return [*lines, _size_line(pl_module), f"run folder {run}", *(f"  {look}" for look in looks)]
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, command: str, figures: dict[str, Any]) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
-        path = _run_folder(trainer) / "metrics.json"
+        path = run_folder(trainer) / "metrics.json"
         metrics = _read(path)
         size = summarize(pl_module)
         metrics[command] = figures
@@ -149,11 +161,6 @@ class Report(L.Callback):
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
-
-
-def _run_folder(trainer: L.Trainer) -> Path:
-    # Not trainer.log_dir: that is an exchange between the ranks, and only rank 0 comes here.
-    return Path(trainer.logger.log_dir if trainer.logger and trainer.logger.log_dir else trainer.default_root_dir)
 
 
 def _size_line(pl_module: L.LightningModule) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch.optim import Optimizer
 
 import sinelr_lightning.datamodules
 import sinelr_lightning.tasks  # noqa: F401 (short names are found among imported classes)
@@ -23,6 +24,7 @@ from sinelr_lightning.callbacks import AtomicCheckpointIO, Checkpoint, Progress,
 from sinelr_lightning.callbacks.interrupt import StopBetweenSteps
 from sinelr_lightning.commands.messages import one_line
 from sinelr_lightning.commands.request import Request, read_request
+from sinelr_lightning.commands.settings import differences, settings
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import LinearFactory
@@ -33,9 +35,6 @@ from sinelr_lightning.tasks.base import Task
 __all__ = ["SinelrCLI", "run"]
 
 log = logging.getLogger(__name__)
-
-# What differs from run to run without being a setting.
-NOT_SETTINGS = ("ckpt_path", "name", "runs_dir", "config", "weights_only", "return_predictions")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -105,7 +104,7 @@ class SinelrCLI(LightningCLI):
             self.config = parser.parse_args(self.request.arguments)
         except ArgumentError as error:
             known = [a.dest for a in self._subcommand_parsers[self.request.verb]._actions]
-            bases = (Task, L.LightningDataModule, LinearFactory, L.Callback)
+            bases = (Task, L.LightningDataModule, LinearFactory, L.Callback, Optimizer, Logger)
             classes = [cls for base in bases for cls in _subclasses(base)]
             raise UserError(one_line(str(error), known, classes)) from error
 
@@ -131,9 +130,13 @@ class SinelrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's name and folder, say what differs from the checkpoint, compare with SLURM."""
         config = self.config[self.request.verb]
+        if config.trainer.default_root_dir is not None:
+            raise UserError(
+                "trainer.default_root_dir is not used: a run lives in RUNS_DIR/NAME; give --runs_dir, --name"
+            )
+        check_allocation(config.trainer.num_nodes, config.trainer.devices)
         self.request.settle(config.model.class_path.rsplit(".", 1)[-1])
         config.name, config.runs_dir = self.request.name, str(self.request.runs_dir)
-        check_allocation(config.trainer.num_nodes, config.trainer.devices)
         if self.request.stored:
             now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
             for line in differences(self.request.stored, now):
@@ -153,8 +156,7 @@ class SinelrCLI(LightningCLI):
         given = self._get(self.config_init, "trainer", default={})
         folder = self.request.folder
         assert folder is not None
-        if given.get("default_root_dir") is None:
-            kwargs["default_root_dir"] = str(folder)
+        kwargs["default_root_dir"] = str(folder)
         if given.get("logger") in (None, True):
             kwargs["logger"] = self._logger(folder)
         plugins = given.get("plugins") or []
@@ -164,7 +166,10 @@ class SinelrCLI(LightningCLI):
         callbacks = given.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         kwargs["callbacks"] = [*callbacks, *self._default_callbacks(given, callbacks)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # so Lightning refuses some values, `--trainer.devices x` for one
+            raise UserError(one_line(str(error))) from error
 
     def _logger(self, folder: Path) -> TensorBoardLogger:
         # Figures of steps after the checkpoint belong to the run that was stopped: TensorBoard drops them.
@@ -191,7 +196,10 @@ class SinelrCLI(LightningCLI):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run folder when the fit really begins.
+    """Writes config.yaml into the run folder when training really begins.
+
+    Not earlier: a checkpoint that turns out not to fit, or a run that is at its end, must not change what the run
+    folder says of its checkpoints.
 
     A run that goes on in its folder with other settings keeps the earlier ones as `config_until_step_N.yaml`.
     """
@@ -201,53 +209,24 @@ class SaveConfig(SaveConfigCallback):
         self.request = request
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Do nothing yet: the checkpoint may still turn out to be of another architecture."""
+        """Do nothing yet."""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the configuration."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         path = Path(trainer.default_root_dir) / self.config_filename
         text = self.parser.dump(self.config, skip_unset=False)
         if path.is_file():
-            if not self.request.goes_on:
-                raise UserError(f"{path} belongs to another run: take another --name")
-            if _settings(yaml.safe_load(path.read_text())) == _settings(yaml.safe_load(text)):
+            if settings(yaml.safe_load(path.read_text())) == settings(yaml.safe_load(text)):
                 return
-            os.replace(path, path.with_name(f"config_until_step_{_step(self.request)}.yaml"))
+            os.replace(path, path.with_name(f"config_until_step_{trainer.global_step}.yaml"))
         with atomic_path(path) as temporary:
             temporary.write_text(text)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Note that there is something to keep."""
         self.request.began = True
-
-
-def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """List the settings that differ, one line each: `model.linear.rank is 4 (8 in the checkpoint)`."""
-    before, after = _settings(stored), _settings(now)
-    return [
-        f"{key.replace('.init_args', '')} is {after.get(key, 'not set')}"
-        f" ({before.get(key, 'not set')} in the checkpoint)"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in NOT_SETTINGS:
-            continue
-        if isinstance(value, dict) and value:
-            flat.update(_settings(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _step(request: Request) -> int:
-    return load_checkpoint(request.checkpoint)["global_step"] if request.checkpoint else 0
 
 
 def _subclasses(cls: type) -> Iterator[type]:
@@ -285,14 +264,15 @@ def _quiet() -> Generator[None]:
 
 @contextmanager
 def _nothing_half_written(request: Request) -> Generator[None]:
-    """Take away the new folder of a run that a mistake stopped before its first step."""
+    """Take away the new folder of a run that a mistake stopped before its first step, or that nothing was put in."""
     try:
         yield
     except UserError:
-        folder = request.folder
-        if folder is not None and request.verb == "fit" and not request.began and not request.existed:
-            shutil.rmtree(folder, ignore_errors=True)
-            for parent in (folder.parent, folder.parent.parent):
-                with suppress(OSError):  # it holds other runs
-                    parent.rmdir()
+        if request.folder and request.made and request.verb == "fit" and not request.began:
+            shutil.rmtree(request.folder, ignore_errors=True)
         raise
+    finally:
+        if request.folder and request.made:
+            for folder in (request.folder, request.folder.parent, request.folder.parent.parent):
+                with suppress(OSError):  # it holds something, as a rule
+                    folder.rmdir()

@@ -9,7 +9,7 @@ import yaml
 
 from sinelr_lightning import slurm
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.runs import load_config, next_version, resolve_checkpoint, run_folder
+from sinelr_lightning.runs import is_first_process, load_config, make_version, resolve_checkpoint, run_folder
 
 __all__ = ["Request", "read_request"]
 
@@ -28,7 +28,7 @@ class Request:
         checkpoint: the file to start from.
         stored: configuration of the run that the checkpoint is from.
         goes_on: whether the checkpoint's own folder is continued.
-        existed: whether the folder was there before.
+        made: whether this process made the folder, and so may take it away.
         began: whether a step was trained.
     """
 
@@ -40,17 +40,30 @@ class Request:
     checkpoint: Path | None = None
     stored: dict[str, Any] = field(default_factory=dict)
     goes_on: bool = False
-    existed: bool = False
+    made: bool = False
     began: bool = False
 
     def settle(self, fallback: str) -> None:
-        """Fix name and folder, with `fallback` as the name of a run that has none."""
+        """Fix name and folder, with `fallback` as the name of a run that has none.
+
+        The first process makes the folder at once, so that no other run takes it. The others hear of it when they
+        save together; till then they name none that exists.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
         self.name = self.name or fallback
-        if self.folder is None:
-            job = slurm.job_version() if self.verb == "fit" else None
-            version = next_version(self.runs_dir / self.name) if job is None else job
-            self.folder = self.runs_dir / self.name / f"version_{version}"
-        self.existed = self.folder.exists()
+        if self.folder is not None:
+            return
+        root = self.runs_dir / self.name
+        job = slurm.job_version() if self.verb == "fit" else None
+        if job is not None:
+            self.folder = root / f"version_{job}"
+            self.made = is_first_process() and not self.folder.exists()
+        elif is_first_process():
+            self.folder, self.made = make_version(root), True
+        else:
+            self.folder = root / "version_of_the_first_process"
 
 
 def read_request(arguments: Sequence[str]) -> Request:
@@ -72,6 +85,8 @@ def read_request(arguments: Sequence[str]) -> Request:
     name = given.get("name") or next((Path(f).stem for f in reversed(files) if not _is_inline(f)), None)
     request = Request(verb, [verb, *rest], Path(given.get("runs_dir") or "runs"), name)
 
+    if given.get("ckpt_path") == "":
+        raise UserError("--ckpt_path is empty: give a file, a run folder, `last` or `best`")
     if given.get("ckpt_path"):
         prefer = ("last", "best") if verb == "fit" else ("best", "last")
         request.checkpoint = resolve_checkpoint(given["ckpt_path"], name, request.runs_dir, prefer)

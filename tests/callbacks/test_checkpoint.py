@@ -146,7 +146,7 @@ def test_other_failures_while_saving_are_raised(tmp_path):
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({"state_dict": torch.nn.Linear(1, 1)}, tmp_path / "a.ckpt")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(Exception, match="holds more than tensors and plain values"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
 
 

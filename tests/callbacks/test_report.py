@@ -26,6 +26,8 @@ def report():
 
 def test_figures_and_protocol_are_written_and_told(tmp_path, report):
     run, task = trainer(tmp_path, report), ToyTask()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()  # there is something to work on
     run.fit(task, ToyData())
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     fit = metrics["fit"]
