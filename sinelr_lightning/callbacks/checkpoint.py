@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 cause.strerror if isinstance(cause, OSError) and cause.strerror else "the file could not be written"
             )
             self.error = f"{path} was not saved: {reason}"
-            log.warning("%s; the earlier checkpoint is kept and training goes on", self.error)
+            kept = "the earlier checkpoint is kept and " if os.path.exists(path) else ""
+            log.warning("%s; %straining goes on", self.error, kept)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None

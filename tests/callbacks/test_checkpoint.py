@@ -128,13 +128,14 @@ def test_a_disk_that_is_full_for_a_while_is_no_error(tmp_path):
     assert steps(tmp_path) == {"best": 10, "last": 30}
 
 
-def test_a_really_full_device_is_recognised(tmp_path):
+def test_a_really_full_device_is_recognised(tmp_path, caplog):
     """torch.save to /dev/full ends in a RuntimeError of its archive, not in an OSError."""
     writer, original = AtomicCheckpointIO(), torch.save
     with pytest.MonkeyPatch.context() as patch, open("/dev/full", "wb", buffering=0) as full:
         patch.setattr(torch, "save", lambda checkpoint, file: original(checkpoint, full))
         writer.save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / "a.ckpt")
     assert writer.error is not None and "a.ckpt was not saved" in writer.error
+    assert "kept" not in caplog.text, "there was none"
     assert list(tmp_path.iterdir()) == []
 
 
