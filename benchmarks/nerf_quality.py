@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nerf_speed import rays, step
+from timing import Setting, fastest, machine
 
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank, summarize
@@ -104,27 +106,12 @@ def run(args: argparse.Namespace, case: tuple[str, int, float, int]) -> dict[str
     return {"method": method, "rank": rank, "lr": lr, "seed": seed, "seconds": seconds, **scores}
 
 
-def step_times(args: argparse.Namespace, cases: list[tuple[str, int]]) -> dict[str, float]:
-    """Seconds a training step, the fastest of 15 with the methods interleaved, on all cores."""
-    from sinelr_lightning.tasks.ray_renderer import Rays
-
-    torch.set_num_threads(max(torch.get_num_threads(), multiprocessing.cpu_count()))
-    tasks = {f"{m} {k}": make(args, m, k, 1e-3).to(args.device) for m, k in cases}
-    directions = torch.nn.functional.normalize(torch.randn(args.rays, 3, device=args.device), dim=-1)
-    rays = Rays(torch.zeros_like(directions), directions, directions, 0.0, 1.0, None)
-    best = dict.fromkeys(tasks, float("inf"))
-    for _ in range(15):
-        for name, task in tasks.items():
-            began = time.perf_counter()
-            out = task.renderer(rays, torch.Generator(args.device).manual_seed(0))
-            loss = out.colour.square().mean()
-            for extra in (out.interlevel, out.coarse_colour):
-                loss = loss if extra is None else loss + extra.mean()
-            loss.backward()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
+def step_times(args: argparse.Namespace, cases: list[tuple[str, int]]) -> tuple[dict[str, float], str]:
+    """Milliseconds of a training step, and the machine."""
+    setting = Setting(args.device, autocast=False, seconds=60)
+    batch = rays(args.rays, args.device)
+    steps = {f"{m} {k}": step(make(args, m, k, 1e-3).renderer.to(args.device), batch) for m, k in cases}
+    return fastest(steps, setting), machine(setting)
 
 
 def missing(results: list[dict[str, Any]], cases: list[tuple[str, int, float, int]]) -> list[Any]:
@@ -148,7 +135,7 @@ def table(args: argparse.Namespace, report: dict[str, Any], cases: list[tuple[st
         psnr = [r["psnr"] for r in chosen]
         ssim = statistics.mean(r["ssim"] for r in chosen)
         spread = statistics.stdev(psnr) if len(psnr) > 1 else 0
-        milliseconds = report["step_seconds"][f"{method} {rank}"] * 1e3
+        milliseconds = report["step_ms"][f"{method} {rank}"]
         rows.append(
             f"| {method} | {rank or '–'} | {size.parameters:,} | {size.compression:.1%} "
             f"| {size.parameters * 4 / 1000:.0f} | {statistics.mean(psnr):.2f} ± {spread:.2f} | {ssim:.3f} "
@@ -212,15 +199,12 @@ def main() -> None:
 
     work([(method, rank, lr, 0) for method, rank in cases for lr in args.lrs])
     work([(m, k, best_lr(report["runs"], m, k), seed) for m, k in cases for seed in range(1, args.seeds)])
-    report["step_seconds"] = step_times(args, cases)
-    report["machine"] = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
+    report["step_ms"], report["machine"] = step_times(args, cases)
     save()
     text = (
         f"{name}: {args.steps} steps of {args.rays} rays, {args.depth} layers of {args.width}, "
         f"{args.samples[0]} + {args.samples[1]} samples, {args.seeds} seeds, learning rates {args.lrs}; "
-        f"step times on {report['machine']}.\n\n{table(args, report, cases)}"
+        f"step times on {report['machine']}\n{table(args, report, cases)}"
     )
     with atomic_path(path.with_suffix(".md")) as temporary:
         temporary.write_text(text)

@@ -3,16 +3,16 @@
     python benchmarks/nerf_speed.py [--device cuda] [--threads 2] [--out FILE.md]
 
 The field is the paper's (8 layers of 256) with proposal sampling; a step is forward, backward and the optimiser. Each
-figure is the fastest of the repeats. Sine weights are measured as they are at the start of training, and with the
+figure is the fastest of 15 turns. Sine weights are measured as they are at the start of training, and with the
 phases that training leaves at rank 1 (three times the first): the nodes of the thin way follow the largest phase.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import Setting, fastest, machine
 
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import Dense, FactorizedLinear, LinearFactory, LowRank, SineLowRank, cached_weights
@@ -43,13 +43,18 @@ def build(factory: LinearFactory, phases: float, device: str) -> RayRenderer:
 
 
 def step(renderer: RayRenderer, batch: Rays) -> Callable[[], None]:
+    """A whole training step: forward, backward and the optimiser, which leaves the weights as they are."""
     optimizer = torch.optim.Adam(renderer.parameters(), lr=0.0)
     generator = torch.Generator(batch.origins.device)
 
     def run() -> None:
         out = renderer(batch, generator)
-        assert out.interlevel is not None
-        (out.colour.square().mean() + out.interlevel).backward()
+        loss = out.colour.square().mean()
+        if out.coarse_colour is not None:
+            loss = loss + out.coarse_colour.square().mean()
+        if out.interlevel is not None:
+            loss = loss + out.interlevel
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -64,43 +69,30 @@ def render(renderer: RayRenderer, batch: Rays) -> Callable[[], None]:
     return run
 
 
-def fastest(works: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
-    best = dict.fromkeys(works, float("inf"))
-    for _ in range(repeats):
-        for name, work in works.items():
-            began = time.perf_counter()
-            work()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rays", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=90, help="at most for each of the two tables")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "nerf_speed.md")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     batch = rays(args.rays, args.device)
     networks = {name: build(*case, args.device) for name, case in CASES.items()}
-    training = fastest({n: step(r, batch) for n, r in networks.items()}, args.repeats, args.device)
-    rendering = fastest({n: render(r, batch) for n, r in networks.items()}, args.repeats, args.device)
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
+    setting = Setting(args.device, autocast=False, seconds=args.seconds)
+    training = fastest({n: step(r, batch) for n, r in networks.items()}, setting)
+    rendering = fastest({n: render(r, batch) for n, r in networks.items()}, setting)
     lines = [
-        f"8 layers of 256, 48 + 24 samples, {args.rays} rays a step; {machine}, torch {torch.__version__}; "
-        f"fastest of {args.repeats} interleaved runs.\n",
+        f"8 layers of 256, 48 + 24 samples, {args.rays} rays a step; {machine(setting)}",
         "| weights | training, rays/s | over dense | rendering, rays/s | over dense |",
         "|---|---|---|---|---|",
     ]
     for name in networks:
         train, show = training[name], rendering[name]
         lines.append(
-            f"| {name} | {args.rays / train:,.0f} | {training['dense'] / train:.2f}× "
-            f"| {args.rays / show:,.0f} | {rendering['dense'] / show:.2f}× |"
+            f"| {name} | {1e3 * args.rays / train:,.0f} | {training['dense'] / train:.2f}× "
+            f"| {1e3 * args.rays / show:,.0f} | {rendering['dense'] / show:.2f}× |"
         )
     text = "\n".join(lines) + "\n"
     with atomic_path(args.out) as temporary:
