@@ -3,7 +3,7 @@
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Setting:
         return torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext()
 
 
-def fastest(runs: dict[str, Callable[[], object]], setting: Setting) -> dict[str, float]:
+def fastest(runs: Mapping[str, Callable[[], object]], setting: Setting) -> dict[str, float]:
     """Milliseconds of the fastest turn of each run; every turn takes the runs in a new order."""
     best = dict.fromkeys(runs, float("inf"))
     order, shuffle = list(runs), random.Random(0).shuffle

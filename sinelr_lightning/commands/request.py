@@ -82,7 +82,8 @@ def read_request(arguments: Sequence[str]) -> Request:
     files = _values(rest, "--config") + _values(rest, "-c")
     given = _top_level(files)
     given.update({option[2:]: values[-1] for option in OPTIONS if (values := _values(rest, option))})
-    name = given.get("name") or next((Path(f).stem for f in reversed(files) if not _is_inline(f)), None)
+    # The first file says what is trained; those behind it, like configs/cluster/, adjust it.
+    name = given.get("name") or next((Path(f).stem for f in files if not _is_inline(f)), None)
     request = Request(verb, [verb, *rest], Path(given.get("runs_dir") or "runs"), name)
 
     if given.get("ckpt_path") == "":
