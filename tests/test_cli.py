@@ -76,18 +76,13 @@ def environment():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["render", "--help"]])
-def test_help_is_quick_and_imports_nothing_heavy(arguments):
+def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys; from sinelr_lightning.cli import main; code = main(sys.argv[1:]);"
         "print([m for m in ('torch', 'lightning') if m in sys.modules], code)"
     )
-    best = 9.0
-    for _ in range(3):
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        best = min(best, time.monotonic() - began)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0", done.stdout
-    assert best < 1.0
     if arguments == ["--help"]:
         assert all(verb in done.stdout for verb in [*LIGHTNING_VERBS, *VERBS])
     else:
