@@ -55,6 +55,7 @@ class NeRFTask(Task):
         depth: int = 8,
         width: int = 256,
         skip: int = 4,
+        position_frequencies: int = 10,
         sampling: Sampling = "proposal",
         coarse_samples: int = 48,
         fine_samples: int = 24,
@@ -75,6 +76,7 @@ class NeRFTask(Task):
             "depth": depth,
             "width": width,
             "skips": (skip,),
+            "position_frequencies": position_frequencies,
         }
         self.renderer = RayRenderer(**self._renderer_arguments)
         self.ndc, self.jitter = ndc, jitter
