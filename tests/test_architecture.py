@@ -62,6 +62,9 @@ def test_imports_point_one_way(path: Path):
             assert top == "torch" or top in sys.stdlib_module_names, f"{path} may not import {name}"
         elif part == "rendering":
             assert top in {"torch", "numpy", "PIL", "av"} or top in sys.stdlib_module_names, f"{path}: {name}"
+        elif part == "geometry":
+            assert top not in {"torch", "lightning"}, f"{path} may not import {name}"
+            assert not name.startswith(("igl.copyleft", "igl.triangle")), f"{name} is of another licence"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
