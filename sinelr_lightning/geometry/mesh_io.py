@@ -1,12 +1,11 @@
 """Mesh files, read and written without losing a digit, and where a mesh lies in the cube [−1, 1]³."""
 
 import importlib.util
-import io
 import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ from typing import Any
 import numpy as np
 import trimesh
 from numpy.typing import ArrayLike, NDArray
-from trimesh.exchange.stl import export_stl, export_stl_ascii
-from trimesh.visual import ColorVisuals
 
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
+from sinelr_lightning.geometry.mesh_formats import ENCODERS, decode_obj, vertex_colours
 
 __all__ = ["READABLE", "WRITABLE", "CubePlacement", "load_mesh", "save_mesh"]
 
 READABLE = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 """Suffixes of the files that `load_mesh` reads without further packages."""
+WRITABLE = tuple(ENCODERS)
+"""Suffixes of the files that `save_mesh` writes."""
 
 # suffix: what its reader in trimesh imports, and the name that pip knows it by
 _WITH_PACKAGE = {
@@ -36,8 +36,7 @@ _WITH_PACKAGE = {
     ".xaml": ("lxml", "lxml"),
     ".zae": ("collada", "pycollada"),
 }
-_FLAT = 1e-6  # thinner than this share of its length, a mesh cannot be told from a plane stored in float32
-_LOST = 1e-6  # share of a mesh's size that a file's rounding may move a vertex
+_FLAT = 1e-9  # share of the length; thinner, a mesh cannot be told from a plane that was rounded
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +114,8 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise
     except Exception as error:  # the readers raise whatever their parsing stumbles on
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        if isinstance(error, ModuleNotFoundError):  # trimesh's guess at an encoding, for bytes that are no UTF-8
+            reason = "it is no text"
         raise UserError(
             f"{path} cannot be read as a {path.suffix} file; it is damaged, incomplete or wrongly named ({reason})"
         ) from error
@@ -155,30 +156,20 @@ def _quiet_reader() -> Generator[None]:
 
 
 def _read_scene(path: Path) -> trimesh.Scene:
+    content = path.read_bytes()
     if path.suffix.lower() == ".obj":
-        return trimesh.load_scene(
-            io.BytesIO(_shape_of_obj(path.read_bytes())), "obj", process=False, maintain_order=True
-        )
+        return trimesh.Scene(decode_obj(content))
     scene = trimesh.load_scene(path, process=False)
-    for mesh in scene.geometry.values():
+    promised = re.match(rb"\s*C?OFF\s+(?:#.*\s+)*\d+\s+(\d+)", content)
+    for mesh in scene.geometry.values():  # two readers that take what is there of a file that was cut off
+        if promised and len(getattr(mesh, "faces", ())) < int(promised[1]):
+            raise ValueError(f"fewer than {int(promised[1])} faces")
         for name, element in mesh.metadata.get("_ply_raw", {}).items():
             stored = element.get("data")
             columns = stored.values() if isinstance(stored, dict) else [stored]
             if element["length"] and any(column is None or len(column) < element["length"] for column in columns):
                 raise ValueError(f"fewer than {element['length']} of {name}")
     return scene
-
-
-def _shape_of_obj(content: bytes) -> bytes:
-    """The lines of an OBJ file that give positions and faces.
-
-    With the texture coordinates, normals, materials and groups there, the reader would split vertices along their
-    seams and repeat or drop others.
-    """
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\\\n", b" ")
-    content = re.sub(rb"(^|\s)#.*", b"", content)
-    lines = re.findall(rb"^[ \t]*([vf][ \t].*)", content, flags=re.MULTILINE)
-    return b"\n".join(re.sub(rb"/\S*", b"", line) if line.startswith(b"f") else line for line in lines)
 
 
 def _joined(scene: trimesh.Scene, path: Path) -> trimesh.Trimesh:
@@ -196,7 +187,7 @@ def _joined(scene: trimesh.Scene, path: Path) -> trimesh.Trimesh:
         if lowest < 0 or highest >= len(mesh.vertices):
             wrong = lowest if lowest < 0 else highest
             raise UserError(f"{path}: a face names vertex {wrong}, counted from 0; there are {len(mesh.vertices)}")
-    colours = [colour for mesh in meshes if (colour := _colours(mesh)) is not None]
+    colours = [colour for mesh in meshes if (colour := vertex_colours(mesh)) is not None]
     starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
     return trimesh.Trimesh(
         np.concatenate([mesh.vertices for mesh in meshes]).astype(np.float64),
@@ -211,7 +202,7 @@ def _check_solid(mesh: trimesh.Trimesh, path: Path) -> None:
     if bad:
         raise UserError(f"{path}: {bad} of {len(mesh.vertices)} vertices are NaN or infinite; finite ones are needed")
     if len(mesh.faces) < 4:
-        raise UserError(f"{path} has {len(mesh.faces)} faces; at least 4 are needed to enclose something")
+        raise UserError(f"{path} has fewer than 4 faces ({len(mesh.faces)}); they enclose nothing")
     points = mesh.vertices[np.unique(mesh.faces)]
     longest, _, shortest = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
     if shortest <= _FLAT * longest:
@@ -232,7 +223,7 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> Path:
         UserError: a suffix that is not in `WRITABLE`, or a place that cannot be written to.
     """
     path = Path(path)
-    encode = _ENCODERS.get(path.suffix.lower())
+    encode = ENCODERS.get(path.suffix.lower())
     if encode is None:
         raise UserError(f"{path}: meshes are written as {' '.join(WRITABLE)}, not as '{path.suffix}'")
     try:
@@ -241,66 +232,3 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; name a file in a folder of yours") from error
     return path
-
-
-def _colours(mesh: trimesh.Trimesh) -> NDArray[np.uint8] | None:
-    """[V, 4], or None where the mesh has no colours by vertex."""
-    visual = mesh.visual
-    return visual.vertex_colors if isinstance(visual, ColorVisuals) and visual.kind == "vertex" else None
-
-
-def _lines(line: str, rows: NDArray[Any]) -> bytes:
-    """Rows [N, K], each by a format of K conversions; %r gives the digits that read back as the same number."""
-    return (line * len(rows) % tuple(rows.ravel().tolist())).encode()
-
-
-def _ply(mesh: trimesh.Trimesh) -> bytes:
-    colours = _colours(mesh)
-    vertices = np.empty(len(mesh.vertices), [("at", "<f8", 3)] + [("rgba", "u1", 4)] * (colours is not None))
-    vertices["at"] = mesh.vertices
-    properties = [f"property double {axis}" for axis in "xyz"]
-    if colours is not None:
-        vertices["rgba"] = colours
-        properties += [f"property uchar {channel}" for channel in ("red", "green", "blue", "alpha")]
-    faces = np.empty(len(mesh.faces), [("count", "u1"), ("index", "<i4", 3)])
-    faces["count"], faces["index"] = 3, mesh.faces
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties]
-    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
-    return "\n".join(header).encode() + vertices.tobytes() + faces.tobytes()
-
-
-def _obj(mesh: trimesh.Trimesh) -> bytes:
-    colours = _colours(mesh)
-    rows = mesh.vertices if colours is None else np.hstack([mesh.vertices, colours[:, :3] / 255])
-    return _lines("v" + " %r" * rows.shape[1] + "\n", rows) + _lines("f %d %d %d\n", mesh.faces + 1)
-
-
-def _off(mesh: trimesh.Trimesh) -> bytes:
-    head = f"OFF\n{len(mesh.vertices)} {len(mesh.faces)} 0\n".encode()
-    return head + _lines("%r %r %r\n", mesh.vertices) + _lines("3 %d %d %d\n", mesh.faces)
-
-
-def _glb(mesh: trimesh.Trimesh) -> bytes:
-    centre = CubePlacement.of(mesh).centre
-    local = trimesh.Trimesh(mesh.vertices - centre, mesh.faces, vertex_colors=_colours(mesh), process=False)
-    scene = trimesh.Scene()
-    scene.add_geometry(local, node_name="mesh", transform=trimesh.transformations.translation_matrix(centre))
-    return scene.export(file_type="glb")
-
-
-def _stl(mesh: trimesh.Trimesh) -> bytes:
-    lost = np.abs(mesh.vertices.astype(np.float32) - mesh.vertices).max()
-    if lost <= _LOST * np.ptp(mesh.vertices, axis=0).max():
-        return export_stl(mesh)
-    return export_stl_ascii(mesh).encode()
-
-
-_ENCODERS: dict[str, Callable[[trimesh.Trimesh], bytes]] = {
-    ".glb": _glb,
-    ".obj": _obj,
-    ".off": _off,
-    ".ply": _ply,
-    ".stl": _stl,
-}
-WRITABLE = tuple(_ENCODERS)
-"""Suffixes of the files that `save_mesh` writes."""
