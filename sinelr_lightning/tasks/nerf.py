@@ -39,6 +39,8 @@ class NeRFTask(Task):
         linear: factory of every linear layer but the output heads.
         depth, width, skip: size of the field; 8, 256 and 4 in the paper. `skip` is the index of the layer after which
             the encoded position enters again.
+        position_frequencies: octaves of the encoding of the position; 10 in the paper. Fewer blur fine detail, more
+            leave a grain where views are few.
         sampling: "proposal" (a small density field places the samples) or "hierarchical" (the paper's two fields).
         coarse_samples, fine_samples: samples a ray of the two passes; 64 and 128 in the paper.
         ndc: train forward-facing scenes in normalised device coordinates; other scenes are not affected.
