@@ -1,5 +1,6 @@
 """What the tasks train on: LightningDataModules and the readers of file formats below them."""
 
 from sinelr_lightning.datamodules.nerf import NeRFData
+from sinelr_lightning.datamodules.occupancy import OccupancyData
 
-__all__ = ["NeRFData"]
+__all__ = ["NeRFData", "OccupancyData"]

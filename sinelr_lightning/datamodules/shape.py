@@ -1,0 +1,171 @@
+"""Solid shapes in the cube [−1, 1]³: from a mesh, or from a voxel grid."""
+
+import hashlib
+import logging
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import trimesh
+from skimage.measure import marching_cubes
+
+from sinelr_lightning.errors import UserError
+from sinelr_lightning.geometry.inside import Solid, agreement
+from sinelr_lightning.geometry.mesh_io import CubePlacement, load_mesh
+
+__all__ = ["MeshShape", "Shape", "VolumeShape", "read_shape"]
+
+log = logging.getLogger(__name__)
+
+
+class Shape(Protocol):
+    """A solid in the cube: what training, scoring and the way back to the input's coordinates need."""
+
+    source: Path
+    placement: CubePlacement
+
+    @property
+    def surface(self) -> trimesh.Trimesh:
+        """The true surface, in the cube's coordinates."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of everything that decides what is inside."""
+        ...
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether points [N, 3] of the cube are inside: bool [N]."""
+        ...
+
+    def protocol(self) -> dict[str, Any]:
+        """Plain values that say how inside was decided."""
+        ...
+
+
+class MeshShape:
+    """The inside of a triangle mesh by generalised winding numbers, watertight or not.
+
+    Args:
+        path: any file that trimesh reads.
+        padding: share of the cube's half side that stays free around the longest side of the mesh.
+
+    Raises:
+        UserError: the file cannot be read, or holds no solid.
+    """
+
+    def __init__(self, path: str | Path, padding: float = 0.1) -> None:
+        self.source = Path(path)
+        mesh = load_mesh(self.source)
+        self.placement = CubePlacement.of(mesh, padding)
+        placed = trimesh.Trimesh(self.placement.to_cube(mesh.vertices), mesh.faces, process=False)
+        self.solid = Solid(placed)
+
+    @property
+    def surface(self) -> trimesh.Trimesh:
+        """The repaired mesh, in the cube's coordinates."""
+        return self.solid.repaired
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of vertices and faces as repaired, and of the placement."""
+        return _digest(self.surface.vertices, self.surface.faces, np.array(self.placement.centre))
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Winding number above ½."""
+        return self.solid.contains(points)
+
+    @cached_property
+    def _agreement(self) -> dict[str, Any]:
+        return agreement(self.solid)
+
+    def protocol(self) -> dict[str, Any]:
+        """Repairs, watertightness, and how far winding number and ray parity agree."""
+        return {"mesh": self.source.name, **asdict(self.solid.report), **self._agreement}
+
+
+class VolumeShape:
+    """The occupied voxels of a grid; the input's coordinates are indices, the centre of voxel (i, j, k) is (i, j, k).
+
+    Args:
+        path: a NumPy file (.npy) with an array [X, Y, Z] of booleans or numbers; above `threshold` is inside.
+        padding: share of the cube's half side that stays free around the occupied voxels.
+        threshold: in the units of the file.
+
+    Raises:
+        UserError: the file is no such array, or all of it is on one side of the threshold.
+    """
+
+    def __init__(self, path: str | Path, padding: float = 0.1, threshold: float = 0.5) -> None:
+        self.source = Path(path)
+        self.threshold = threshold
+        self.occupied = _read_volume(self.source) > threshold
+        share = float(self.occupied.mean())
+        if share in (0.0, 1.0):
+            where = "no voxel is" if share == 0 else "every voxel is"
+            raise UserError(f"{self.source}: {where} above the threshold {threshold}; --data.threshold sets another")
+        filled = np.argwhere(self.occupied)
+        corners = np.stack([filled.min(0) - 0.5, filled.max(0) + 0.5])
+        self.placement = CubePlacement.of(corners, padding)
+
+    @cached_property
+    def surface(self) -> trimesh.Trimesh:
+        """Marching cubes between occupied and empty voxels, in the cube's coordinates."""
+        padded = np.pad(self.occupied, 1).astype(np.float32)
+        vertices, faces, _, _ = marching_cubes(padded, 0.5)
+        placed = self.placement.to_cube(vertices.astype(np.float64) - 1)
+        return trimesh.Trimesh(placed, faces[:, ::-1], process=False)  # skimage's faces look inward
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the occupied voxels."""
+        return _digest(np.packbits(self.occupied), np.array(self.occupied.shape), np.array(self.placement.scale))
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether the voxel around each point is occupied; outside of the grid none is."""
+        index = np.rint(self.placement.from_cube(points)).astype(np.int64)
+        within = ((index >= 0) & (index < self.occupied.shape)).all(-1)
+        inside = np.zeros(len(points), dtype=bool)
+        inside[within] = self.occupied[tuple(index[within].T)]
+        return inside
+
+    def protocol(self) -> dict[str, Any]:
+        """Size and threshold of the grid."""
+        return {"volume": self.source.name, "voxels": list(self.occupied.shape), "threshold": self.threshold}
+
+
+def read_shape(mesh: str | None, volume: str | None, padding: float, threshold: float) -> Shape:
+    """Read the one that is named.
+
+    Raises:
+        UserError: both or none are named, padding outside [0, 1), or the file is at fault.
+    """
+    if (mesh is None) == (volume is None):
+        raise UserError(f"give either data.mesh or data.volume, got mesh {mesh} and volume {volume}")
+    return MeshShape(mesh, padding) if mesh is not None else VolumeShape(str(volume), padding, threshold)
+
+
+def _read_volume(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; data.volume is a NumPy file (.npy) with an array of three axes")
+    try:
+        volume = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a readable NumPy file (.npy): {str(error).splitlines()[0]}") from error
+    if not isinstance(volume, np.ndarray) or volume.ndim != 3 or volume.dtype.kind not in "buif" or not volume.size:
+        kind = f"{volume.dtype} {list(volume.shape)}" if isinstance(volume, np.ndarray) else "an archive"
+        raise UserError(f"{path} holds {kind}; a volume is one array [X, Y, Z] of booleans or real numbers")
+    if volume.dtype.kind == "f" and not np.isfinite(volume).all():
+        bad = int((~np.isfinite(volume)).sum())
+        raise UserError(f"{path} holds {bad:,} values that are NaN or infinite; a volume is finite")
+    return volume
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
