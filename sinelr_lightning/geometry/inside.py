@@ -231,11 +231,20 @@ def _turn_bodies(vertices: Points, faces: Faces, patch: NDArray[np.int64]) -> No
     """Turn, in place, the patches of negative volume that are no cavity of the larger ones."""
     _, volume, closed = _volumes(vertices, faces, patch)
     size = np.where(closed, np.abs(volume), 0)
+    low, high = np.full((len(size), 3), np.inf), np.full((len(size), 3), -np.inf)
+    np.minimum.at(low, patch, vertices[faces].min(axis=1))
+    np.maximum.at(high, patch, vertices[faces].max(axis=1))
+    members = np.split(np.argsort(patch, kind="stable"), np.bincount(patch).cumsum()[:-1])
     negative = np.flatnonzero(closed & (volume < 0))
     for number in negative[np.argsort(-size[negative])]:  # what a patch may lie in comes before it
-        inner, larger = patch == number, (size > size[number])[patch]
-        probes = np.unique(faces[inner])
-        probes = vertices[probes[:: -(-len(probes) // _PROBES)]]
-        winding = np.asarray(igl.winding_number(vertices, faces[larger], probes)) if larger.any() else np.zeros(1)
-        if (winding > 0.5).mean() < _WITHIN:
-            faces[inner] = faces[inner][:, ::-1]
+        meets = ((low <= high[number]) & (high >= low[number])).all(axis=1)
+        around = [members[other] for other in np.flatnonzero(meets & (size > size[number]))]
+        if not around or not _within(vertices, faces[np.concatenate(around)], faces[members[number]]):
+            faces[members[number]] = faces[members[number]][:, ::-1]
+
+
+def _within(vertices: Points, outer: Faces, inner: Faces) -> bool:
+    """Whether the inner faces lie inside of the outer ones, by some of their vertices."""
+    probes = np.unique(inner)
+    probes = vertices[probes[:: -(-len(probes) // _PROBES)]]
+    return bool((np.asarray(igl.winding_number(vertices, outer, probes)) > 0.5).mean() > _WITHIN)
