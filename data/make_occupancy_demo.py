@@ -1,35 +1,34 @@
 """Build the demonstration mesh `watering_can.ply`: one closed surface with a hollow body, a spout and a thin handle.
 
-    python data/make_occupancy_demo.py            # writes data/watering_can.ply again, about half a minute
+    python data/make_occupancy_demo.py            # writes data/watering_can.ply again, in about half a minute
     python data/make_occupancy_demo.py can.ply    # the same mesh elsewhere
 
-Units are millimetres, z points up, the spout along +x; 300 mm long, with 8 mm walls and a handle 12 mm thick. No two
-axes and no two ends look alike (the spout swings to +y, a hanging ring sits at -y), so a swapped or mirrored axis
-shows. The can is a signed distance function, negative inside, that marching cubes surfaces and quadric decimation
-(Garland & Heckbert 1997) thins. The shape is made here, from nothing else.
+Units are millimetres, z points up, the spout along +x; almost 300 mm long, with 8 mm walls and a handle 12 mm thick.
+No two axes and no two ends look alike (the spout swings to +y, a hanging ring sits at -y), so a swapped or mirrored
+axis shows. The can is a signed distance function, negative inside; marching cubes surfaces it, quadric decimation
+(Garland & Heckbert 1997) thins the surface. The shape is made here, from nothing else.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import trimesh
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
 
-LOWER, UPPER = np.array([-125.37, -80.37, -8.37]), np.array([205.0, 80.0, 210.0])  # no flat side meets a grid plane
+LOWER, UPPER = np.array([-105.37, -90.37, -8.37]), np.array([212.0, 75.0, 206.0])  # no flat side meets a grid plane
 SPACING, FACES = 1.25, 22_000
 BLEND = 7.0  # over how many millimetres two parts flow into each other
 
-# Outlines (distance from the axis, height) that turn around the z axis: the body filled, and its cavity.
-BODY = [(0, 0), (61, 0), (65, 8), (66, 30), (62, 62), (54, 92), (49, 108), (48, 120), (0, 120)]
-CAVITY = [(0, 8), (55, 8), (57.5, 12), (58, 30), (54, 60), (46, 90), (41, 107), (40, 120), (40, 140), (0, 140)]
-
+HEIGHT, WALL = 120.0, 8.0
 # Control points of cubic Bézier curves, and the tubes' radii at both ends.
-SPOUT = [(52, 2, 24), (128, 0, 22), (110, 8, 118), (178, 26, 152)], (19.0, 8.0)
-HANDLE = [(36, -4, 118), (40, -14, 226), (-150, -20, 226), (-60, 0, 44)], (6.0, 6.0)
-ROSE_RADIUS, ROSE_HALF_HEIGHT = 26.0, 5.0
-RING_CENTRE, RING_RADIUS, RING_TUBE = (-8.0, -60.0, 96.0), 15.0, 4.5
+BELLY = [(62, 0), (74, 45), (48, 85), (48, 120)]  # the body's outline: distance from the z axis, height
+SPOUT = [(58, 2, 26), (128, 0, 22), (110, 8, 118), (182, 28, 152)], (19.0, 8.0)
+HANDLE = [(36, -4, 118), (40, -14, 226), (-150, -20, 226), (-62, 0, 46)], (6.0, 6.0)
+ROSE_RADIUS, ROSE_HALF_HEIGHT = 27.0, 5.0
+RING_CENTRE, RING_RADIUS, RING_TUBE = (-8.0, -62.0, 92.0), 15.0, 4.5
 
 
 def blended(a: np.ndarray, b: np.ndarray, width: float = BLEND) -> np.ndarray:
@@ -38,54 +37,49 @@ def blended(a: np.ndarray, b: np.ndarray, width: float = BLEND) -> np.ndarray:
     return np.minimum(a, b) - overlap**2 * width / 4
 
 
-def turned(points: np.ndarray, outline: list[tuple[float, float]]) -> np.ndarray:
-    """Exact distance to the solid that a polygon sweeps around the z axis. points [N, 3] → [N]."""
-    p = np.stack([np.hypot(points[:, 0], points[:, 1]), points[:, 2]], 1)
-    corners = np.array(outline, np.float32)
-    squared, inside = np.full(len(p), np.inf, np.float32), np.zeros(len(p), bool)
-    for a, b in zip(corners, np.roll(corners, -1, 0), strict=True):
-        if a[0] == b[0] == 0:
-            crosses = np.zeros(len(p), bool)  # on the axis: no surface, and no radius is below 0
-        else:
-            q, edge = p - a, b - a
-            squared = np.minimum(squared, np.square(q - np.clip(q @ edge / (edge @ edge), 0, 1)[:, None] * edge).sum(1))
-            rise = edge[1] if edge[1] else 1.0
-            crosses = ((a[1] <= p[:, 1]) != (b[1] <= p[:, 1])) & (q[:, 0] < q[:, 1] * edge[0] / rise)
-        inside ^= crosses
-    return np.sqrt(squared) * np.where(inside, -1, 1)
+def bezier(controls: Sequence[Sequence[float]], count: int) -> np.ndarray:
+    """Points [count, D] of a cubic Bézier curve, even in its parameter."""
+    t, c = np.linspace(0, 1, count)[:, None], np.array(controls, float)
+    return (1 - t) ** 3 * c[0] + 3 * t * (1 - t) ** 2 * c[1] + 3 * t**2 * (1 - t) * c[2] + t**3 * c[3]
 
 
-def tube(points: np.ndarray, controls: list[tuple[float, float, float]], radii: tuple[float, float]) -> np.ndarray:
+def tube(points: np.ndarray, controls: Sequence[Sequence[float]], radii: tuple[float, float]) -> np.ndarray:
     """Distance to a round tube along a Bézier curve, its radius even in the parameter. points [N, 3] → [N]."""
-    t = np.linspace(0, 1, 2000)[:, None]
-    c = np.array(controls, float)
-    curve = (1 - t) ** 3 * c[0] + 3 * t * (1 - t) ** 2 * c[1] + 3 * t**2 * (1 - t) * c[2] + t**3 * c[3]
-    distance, nearest = cKDTree(curve).query(points)
-    return distance - (radii[0] + (radii[1] - radii[0]) * t[nearest, 0])
+    distance, nearest = KDTree(bezier(controls, 2000)).query(points)
+    return distance - np.linspace(*radii, 2000)[nearest]
+
+
+def belly(points: np.ndarray) -> np.ndarray:
+    """Distance to the outline turned around the z axis, negative on the axis' side. points [N, 3] → [N]."""
+    outline = bezier(BELLY, 2000)
+    radius, height = np.hypot(points[:, 0], points[:, 1]), points[:, 2]
+    distance, _ = KDTree(outline).query(np.stack([radius, height], 1))
+    return np.where(radius < np.interp(height, outline[:, 1], outline[:, 0]), -distance, distance)
 
 
 def disc(points: np.ndarray, centre: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Distance to the rose: a disc with a round rim and a shallow dish in its face."""
+    """Distance to the rose, a disc with a round rim. points [N, 3] → [N]."""
     q = points - centre
-    height = q @ axis
-    radius = np.linalg.norm(q - height[:, None] * axis, axis=1)
-    outside = np.stack([radius - ROSE_RADIUS + 3, np.abs(height) - ROSE_HALF_HEIGHT + 3], 1)
-    return np.linalg.norm(np.maximum(outside, 0), axis=1) + np.minimum(outside.max(1), 0) - 3
+    along = q @ axis
+    across = np.linalg.norm(q - along[:, None] * axis, axis=1)
+    beyond = np.stack([across - ROSE_RADIUS + ROSE_HALF_HEIGHT, np.abs(along)], 1)
+    return np.linalg.norm(np.maximum(beyond, 0), axis=1) - ROSE_HALF_HEIGHT
 
 
 def watering_can(points: np.ndarray) -> np.ndarray:
     """Signed distance of the can, near its surface, in millimetres. points [N, 3] → [N]."""
     x, y, z = points.T
-    spout_end, spout_axis = (np.array(SPOUT[0][i], float) for i in (3, 2))
-    spout_axis = (spout_end - spout_axis) / np.linalg.norm(spout_end - spout_axis)
-    can = turned(points, BODY)
-    for radius, height, thickness in ((63, 4, 5), (46, 119, 6)):  # the foot and the rolled rim
+    side = belly(points)
+    can = np.maximum(side, np.maximum(-z, z - HEIGHT))
+    for radius, height, thickness in ((62, 4, 5), (46, 119, 6)):  # the foot and the rolled rim
         can = blended(can, np.hypot(np.hypot(x, y) - radius, z - height) - thickness, 3)
-    can = blended(can, blended(tube(points, *SPOUT), disc(points, spout_end, spout_axis)))
+    end, axis = np.array(SPOUT[0][3], float), np.subtract(SPOUT[0][3], SPOUT[0][2])
+    axis = axis / np.linalg.norm(axis)
+    can = blended(can, blended(tube(points, *SPOUT), disc(points, end + 6 * axis, axis)))
     cx, cy, cz = RING_CENTRE
     can = blended(can, np.hypot(np.hypot(y - cy, z - cz) - RING_RADIUS, x - cx) - RING_TUBE)
-    cover = np.maximum(np.abs(z - 116) - 4, 6 - x)  # a lid over the spout's half of the opening
-    cavity = -blended(-turned(points, CAVITY), cover, 3)
+    cover = np.maximum(np.abs(z - HEIGHT + WALL / 2) - WALL / 2, 6 - x)  # a lid over the spout's half of the opening
+    cavity = -blended(np.minimum(-side - WALL, z - WALL), cover, 3)
     return blended(-blended(-can, cavity, 3), tube(points, *HANDLE))
 
 
