@@ -54,8 +54,8 @@ class Solid:
     w(x) = Σ over faces of their signed solid angle seen from x / 4π: 1 inside and 0 outside of a closed surface that
     faces outward, 2 where two bodies overlap, 0 in a cavity whose surface faces into it, in between near holes.
 
-    Each patch faces as most of its faces do as stored, all are turned if the volume is negative, and then a patch of
-    negative volume is turned too, unless it lies in the inside of the larger ones: that is a cavity.
+    Each patch faces as most of its faces do as stored, and all are turned if the volume is negative. Then a patch of
+    negative volume is turned, with what lies in it, unless it lies in the inside of larger ones: that is a cavity.
 
     Args:
         mesh: any triangles.
@@ -168,26 +168,21 @@ def _distinct(faces: Faces) -> NDArray[np.int64]:
 
     A face with a vertex twice bounds nothing. One without area but with three vertices stays: it joins its
     neighbours. Of a face that is repeated, in whatever order of its vertices, the first stays. Where bodies touch,
-    their common wall is there once for each, facing both ways: the inside goes on there, and no copy stays.
+    their common wall is there once for each: the inside goes on there, and no copy stays.
     """
     corners = np.sort(faces, axis=1)
     proper = np.flatnonzero((corners[:, 0] < corners[:, 1]) & (corners[:, 1] < corners[:, 2]))
-    _, first, group = np.unique(corners[proper], axis=0, return_index=True, return_inverse=True)
-    # sign of the permutation that sorts a face: which way a copy faces
-    a, b, c = faces[proper].T
-    balance = np.bincount(group.ravel(), weights=np.sign((b - a) * (c - b) * (c - a)))
-    copies = np.bincount(group.ravel())
+    _, first, copies = np.unique(corners[proper], axis=0, return_index=True, return_counts=True)
     distinct = proper[first]
-    both_ways = (copies > 1) & (balance == 0)
-    return np.sort(distinct[~_walls(faces[distinct], both_ways)])
+    return np.sort(distinct[~_walls(faces[distinct], copies > 1)])
 
 
-def _walls(faces: Faces, both_ways: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the faces that are there both ways separate touching bodies: their rim meets a closed surface.
+def _walls(faces: Faces, repeated: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the repeated faces separate touching bodies: their rim meets a closed surface.
 
     The rim of a surface that is merely doubled meets the rest of that surface, one face an edge, or nothing.
     """
-    walls = both_ways.copy()
+    walls = repeated.copy()
     if not walls.any():
         return walls
     edges = _edges(faces)
@@ -228,19 +223,26 @@ def _volumes(vertices: Points, faces: Faces, patch: NDArray[np.int64]) -> tuple[
 
 
 def _turn_bodies(vertices: Points, faces: Faces, patch: NDArray[np.int64]) -> None:
-    """Turn, in place, the patches of negative volume that are no cavity of the larger ones."""
+    """Turn, in place, the patches of negative volume that are no cavity, each with what lies in it."""
     _, volume, closed = _volumes(vertices, faces, patch)
-    size = np.where(closed, np.abs(volume), 0)
-    low, high = np.full((len(size), 3), np.inf), np.full((len(size), 3), -np.inf)
+    low, high = np.full((len(volume), 3), np.inf), np.full((len(volume), 3), -np.inf)
     np.minimum.at(low, patch, vertices[faces].min(axis=1))
     np.maximum.at(high, patch, vertices[faces].max(axis=1))
     members = np.split(np.argsort(patch, kind="stable"), np.bincount(patch).cumsum()[:-1])
-    negative = np.flatnonzero(closed & (volume < 0))
-    for number in negative[np.argsort(-size[negative])]:  # what a patch may lie in comes before it
-        meets = ((low <= high[number]) & (high >= low[number])).all(axis=1)
-        around = [members[other] for other in np.flatnonzero(meets & (size > size[number]))]
-        if not around or not _within(vertices, faces[np.concatenate(around)], faces[members[number]]):
-            faces[members[number]] = faces[members[number]][:, ::-1]
+    order = np.argsort(-np.abs(volume))
+    order = order[closed[order]]
+    for place, number in enumerate(order):  # what a patch may lie in comes before it, what lies in it behind
+        if volume[number] >= 0:
+            continue
+        own, larger, smaller = faces[members[number]], order[:place], order[place + 1 :]
+        larger = larger[((low[larger] <= high[number]) & (high[larger] >= low[number])).all(axis=1)]
+        if len(larger) and _within(vertices, np.concatenate([faces[members[other]] for other in larger]), own):
+            continue
+        smaller = smaller[((low[smaller] >= low[number]) & (high[smaller] <= high[number])).all(axis=1)]
+        contents = [other for other in smaller if _within(vertices, own[:, ::-1], faces[members[other]])]
+        for turned in (number, *contents):
+            faces[members[turned]] = faces[members[turned]][:, ::-1]
+            volume[turned] *= -1
 
 
 def _within(vertices: Points, outer: Faces, inner: Faces) -> bool:

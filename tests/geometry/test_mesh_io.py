@@ -121,7 +121,12 @@ BAD = {
     "points.ply": (text_of(".ply").replace("face 12", "face 0"), "8 points but no faces"),
     "nan.obj": (text_of(".obj").replace("v 0.50000000", "v nan", 2), "2 of 8 vertices are NaN or infinite"),
     "infinite.off": (text_of(".off").replace("0.5000000000", "inf", 1), "1 of 8 vertices are NaN or infinite"),
-    "word.obj": (text_of(".obj").replace("v 0.5", "v 1.#QNAN", 1), r"line \d+ is 'v 1.#QNAN"),
+    "word.obj": (text_of(".obj").replace(" 0.50000000\n", " 1.#QNAN\n", 1), r"line \d+ is 'v .* 1.#QNAN'"),
+    "word.ply": (text_of(".ply").replace("0.50000000", "half", 1), "damaged"),
+    "word.stl": (
+        trimesh.creation.box().export(file_type="stl_ascii").replace("vertex 0.5", "vertex half", 1),
+        "damaged",
+    ),
     "few.obj": (FEW, "fewer than 4 faces"),
     "flat.obj": (FLAT, "flat"),
     "line.obj": (FLAT.replace("v 0 1 0", "v 3 0 0").replace("v 0 0 1", "v 5 0 0").replace("1 1 -1", "2 0 0"), "flat"),
@@ -155,6 +160,13 @@ def test_a_bad_file_is_named_in_one_line(name: str, tmp_path: Path, caplog, recw
     assert not caplog.records and not recwarn.list
 
 
+def test_a_missing_texture_goes_unsaid(tmp_path: Path, caplog, recwarn):
+    textured = text_of(".ply").replace("ascii 1.0\n", "ascii 1.0\ncomment TextureFile gone.png\n")
+    (tmp_path / "textured.ply").write_text(textured)
+    assert load_mesh(tmp_path / "textured.ply").volume == pytest.approx(1)
+    assert not caplog.records and not recwarn.list
+
+
 def test_what_is_no_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"gone\.obj does not exist"):
         load_mesh(tmp_path / "gone.obj")
@@ -180,6 +192,20 @@ def test_another_suffix_or_place_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be written"):
         save_mesh(body(), tmp_path / "file" / "body.ply")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = save_mesh(body(), tmp_path / "body.ply")
+    before = path.read_bytes()
+
+    def full(self: Path, content: bytes) -> int:
+        self.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_mesh(body(FAR), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 VALIDATE = """
