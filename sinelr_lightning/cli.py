@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "sinelr_lightning.commands.render:render",
         "Render a video or pictures from a NeRF checkpoint along a camera path.",
     ),
+    "mesh": (
+        "sinelr_lightning.commands.mesh:mesh",
+        "Extract the surface of an occupancy checkpoint as a mesh, with a picture of it.",
+    ),
 }
 
 # Verbs that LightningCLI runs.

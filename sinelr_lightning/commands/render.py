@@ -41,6 +41,7 @@ def render(
         raise UserError(f"frames and fps must be at least 1, got {frames} and {fps}")
     if not 0 < scale <= 8:
         raise UserError(f"scale must be above 0 and at most 8, got {scale}")
+    from sinelr_lightning.commands.device import usable_device
     from sinelr_lightning.layers import summarize
     from sinelr_lightning.rendering import save_video
     from sinelr_lightning.runs import load_task, resolve_checkpoint
@@ -50,7 +51,7 @@ def render(
     task = load_task(checkpoint)
     if not isinstance(task, NeRFTask) or task.cameras is None:
         raise UserError(f"{checkpoint} holds a {type(task).__name__}; render needs a checkpoint of a NeRFTask")
-    task.to(_device(device))
+    task.to(usable_device(device))
     poses = camera_path(task.cameras, path, frames)
     try:
         written = save_video(out, _with_progress(_frames(task, poses, scale, depth), frames), fps)
@@ -90,15 +91,3 @@ def _with_progress(frames: "Iterator[Tensor]", total: int) -> "Iterator[Tensor]"
     from rich.progress import track
 
     yield from track(frames, "rendering", total=total, console=Console(stderr=True))
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name} is not usable here: {str(error).splitlines()[0]}") from error
-    return name

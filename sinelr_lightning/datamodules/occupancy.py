@@ -1,7 +1,6 @@
-"""Points of a shape with inside or outside: the pool lives in two tensors, a batch is indices until it is on the device."""
+"""Points of a shape with inside or outside: the pool lives on the device, a batch is indices until it is there."""
 
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
@@ -32,9 +31,10 @@ class Pool(NamedTuple):
 class OccupancyData(L.LightningDataModule):
     """Points of the cube [−1, 1]³ with 1 inside the shape and 0 outside.
 
-    A training batch holds `points` [B, 3] and `inside` [B] in float32, drawn evenly from a pool: `points` samples, half
-    uniform in the cube and half near the surface, or all voxel centres of a grid. An evaluation batch is a piece of
-    fresh samples with its `number` and `near`, whether they lie near the surface; validation and test have their own.
+    A training batch holds `points` [B, 3] and `inside` [B] in float32, drawn evenly from a pool: `points` samples,
+    half uniform in the cube and half near the surface, or all voxel centres of a grid. An evaluation batch is a piece
+    of fresh samples with its `number` and `near`, whether they lie near the surface; validation and test have their
+    own.
 
     Args:
         mesh: file with the shape, in any format that trimesh reads.
@@ -102,8 +102,7 @@ class OccupancyData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the shape, before anything is trained."""
         self.seed = torch.initial_seed()
-        said = self.shape.protocol()
-        log.info("%s: %s", self.shape.source, ", ".join(f"{key} {value}" for key, value in said.items()))
+        log.info("%s: %s", self.shape.source, self.shape.describe())
 
     def _labels(self) -> Samples | np.ndarray:
         if self.grid:

@@ -104,7 +104,7 @@ def _cached(cache: Path | None, shape: Shape, parameters: dict[str, Any], draw: 
     drawn = draw()
     try:
         with atomic_path(path) as temporary:
-            np.savez(temporary, **drawn)
+            np.savez(temporary, **drawn)  # ty: ignore[invalid-argument-type]
     except OSError as error:
         log.warning("samples are not kept: %s cannot be written (%s)", path, error.strerror or error)
     return drawn

@@ -44,6 +44,10 @@ class Shape(Protocol):
         """Plain values that say how inside was decided."""
         ...
 
+    def describe(self) -> str:
+        """The same in a line for people."""
+        ...
+
 
 class MeshShape:
     """The inside of a triangle mesh by generalised winding numbers, watertight or not.
@@ -84,6 +88,19 @@ class MeshShape:
     def protocol(self) -> dict[str, Any]:
         """Repairs, watertightness, and how far winding number and ray parity agree."""
         return {"mesh": self.source.name, **asdict(self.solid.report), **self._agreement}
+
+    def describe(self) -> str:
+        """Whether it is watertight, what was repaired, on how many points two methods agree."""
+        report, checked = self.solid.report, self._agreement
+        if report.watertight:
+            closed = "watertight" if report.watertight_as_stored else "watertight once its seams are merged"
+        else:
+            closed = f"not watertight ({report.open_edges:,} open edges)"
+        repairs = [(report.faces_flipped, "turned"), (report.faces_dropped, "dropped")]
+        repaired = "".join(f", {count:,} faces {what}" for count, what in repairs if count)
+        same, points = round(checked["agreement"] * checked["points"]), checked["points"]
+        unclear = f", {checked['ambiguous']:.1%} of them are ambiguous" if checked["ambiguous"] else ""
+        return f"{closed}{repaired}; winding number and ray parity agree on {same:,} of {points:,} points{unclear}"
 
 
 class VolumeShape:
@@ -134,6 +151,11 @@ class VolumeShape:
     def protocol(self) -> dict[str, Any]:
         """Size and threshold of the grid."""
         return {"volume": self.source.name, "voxels": list(self.occupied.shape), "threshold": self.threshold}
+
+    def describe(self) -> str:
+        """Size and filling."""
+        size = " × ".join(map(str, self.occupied.shape))
+        return f"{size} voxels, {self.occupied.mean():.1%} of them above {self.threshold}"
 
 
 def read_shape(mesh: str | None, volume: str | None, padding: float, threshold: float) -> Shape:

@@ -98,7 +98,7 @@ def occupancy_network(
     width: int = 256,
     activation: Activation = "gaussian",
     sigma: float = 0.1,
-    omega: float = 30.0,
+    omega: float | None = None,
     scale: float = 10.0,
     frequencies: int = 0,
 ) -> OccupancyNetwork | GaborNetwork:
@@ -106,8 +106,8 @@ def occupancy_network(
 
     gaussian: exp(−x²/(2σ²)) (Ramasinghe & Lucey 2022). siren: sin(ω₀·x) after the first layer, with its weights
     uniform in ±1/3 (Sitzmann et al. 2020, §3.2); the hidden layers start at the variance 1/(3n) of `nn.Linear` where
-    SIREN has 2/(nω₀²), so theirs is sin(√6·x): the same function at the start, for any factory. wire: `GaborNetwork` of
-    width/√2. relu and gelu: over an encoding of the position, in `frequencies` octaves.
+    SIREN has 2/(nω₀²), so theirs is sin(√6·x): the same function at the start, for any factory. wire: `GaborNetwork`
+    of width/√2. relu and gelu: over an encoding of the position, in `frequencies` octaves.
 
     Args:
         linear: makes the hidden layers.
@@ -115,15 +115,15 @@ def occupancy_network(
         width: features.
         activation: which kind.
         sigma: σ of gaussian.
-        omega: ω₀ of siren and wire.
+        omega: ω₀; None for 30 in siren and 10 in wire.
         scale: s₀ of wire.
         frequencies: octaves of the encoding of the position; 0 takes the position as it is.
     """
     if activation == "wire":
-        return GaborNetwork(linear, depth, round(width / math.sqrt(2)), omega, scale)
+        return GaborNetwork(linear, depth, round(width / math.sqrt(2)), omega or 10.0, scale)
     made: dict[str, Callable[[int], nn.Module]] = {
         "gaussian": lambda layer: Gaussian(sigma),
-        "siren": lambda layer: Sine(math.sqrt(6) if layer else omega),
+        "siren": lambda layer: Sine(math.sqrt(6) if layer else omega or 30.0),
         "relu": lambda layer: nn.ReLU(),
         "gelu": lambda layer: nn.GELU(),
     }

@@ -2,5 +2,6 @@
 
 from sinelr_lightning.tasks.base import Schedule, Task
 from sinelr_lightning.tasks.nerf import NeRFTask
+from sinelr_lightning.tasks.occupancy import OccupancyTask
 
-__all__ = ["NeRFTask", "Schedule", "Task"]
+__all__ = ["NeRFTask", "OccupancyTask", "Schedule", "Task"]

@@ -101,6 +101,10 @@ class Task(L.LightningModule):
         """Conditions under which the figures were measured, for metrics.json: plain values."""
         return {}
 
+    def combine(self, samples: dict[int, dict[str, float]]) -> dict[str, float]:
+        """Figures of all samples from those of each: the means, unless the subclass knows better."""
+        return mean_scores(samples)
+
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that show the result of the run in folder `run`, printed at its end."""
         return []
@@ -162,10 +166,10 @@ class Task(L.LightningModule):
 
     # -- scores of held-out samples ------------------------------------------------------------------------------
     def score(self, stage: str, number: int, **values: Tensor | float) -> None:
-        """Note the scores of held-out sample `number`; their means are logged as `stage/name` at the end.
+        """Note the scores of held-out sample `number`; at the end, what `combine` makes of all is logged.
 
-        The samples of all ranks are brought together and summed in the order of their numbers, in float64: any
-        number of ranks gives the same digits.
+        The samples of all ranks are brought together in the order of their numbers: any number of ranks gives the
+        same digits, as `stage/name`.
         """
         self.scores.setdefault(stage, {})[number] = {name: float(value) for name, value in values.items()}
 
@@ -177,16 +181,16 @@ class Task(L.LightningModule):
             torch.distributed.all_gather_object(parts, mine)
         merged = {number: values for part in parts for number, values in part.items()}
         self.scores[stage] = dict(sorted(merged.items()))
-        for name, mean in mean_scores(self.scores[stage]).items():
-            # Every rank holds the same mean; "max" over equal numbers changes no digit, as "mean" would.
-            self.log(f"{stage}/{name}", mean, reduce_fx="max", sync_dist=True)
+        for name, value in self.combine(self.scores[stage]).items():
+            # Every rank holds the same value; "max" over equal numbers changes no digit, as "mean" would.
+            self.log(f"{stage}/{name}", value, reduce_fx="max", sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the last validation."""
         self.scores["val"] = {}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean scores."""
+        """Log the figures of all samples."""
         self._close_scores("val")
 
     def on_test_epoch_start(self) -> None:
@@ -194,7 +198,7 @@ class Task(L.LightningModule):
         self.scores["test"] = {}
 
     def on_test_epoch_end(self) -> None:
-        """Log the mean scores."""
+        """Log the figures of all samples."""
         self._close_scores("test")
 
     # -- arguments and checkpoints -------------------------------------------------------------------------------

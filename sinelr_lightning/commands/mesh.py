@@ -1,0 +1,136 @@
+"""`sinelr mesh`: the surface of an occupancy checkpoint."""
+
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sinelr_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import trimesh
+
+    from sinelr_lightning.geometry.marching import Surface
+    from sinelr_lightning.tasks.occupancy import OccupancyTask
+
+__all__ = ["mesh"]
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+def mesh(
+    ckpt_path: str = "last",
+    out: str = "shape.ply",
+    resolution: int = 256,
+    level: float = 0.5,
+    keep_largest: bool = False,
+    simplify: int | None = None,
+    picture: bool = True,
+    html: bool = False,
+    device: str = "auto",
+) -> None:
+    """Extract the surface of an occupancy checkpoint, in the coordinates and units of the shape it was trained on.
+
+    Args:
+        ckpt_path: A checkpoint, a run folder, or last or best for the newest run.
+        out: File to write: .ply, .obj, .glb, .stl or .off.
+        resolution: Cells along each axis of the cube around the shape.
+        level: Probability of being inside at which the surface lies.
+        keep_largest: Keep the part with the largest volume alone.
+        simplify: Reduce the mesh to about this many faces.
+        picture: Write a picture beside the file, with its name and .png.
+        html: Write a page beside the file that opens in a browser, with its name and .html.
+        device: Where to evaluate the network: auto, cpu, cuda, cuda:1 …
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level is a probability between 0 and 1, got {level}")
+    if simplify is not None and simplify < 4:
+        raise UserError(f"simplify needs at least 4 faces, got {simplify}")
+    from sinelr_lightning.geometry.mesh_io import WRITABLE, save_mesh
+
+    _check_memory(resolution)
+    if Path(out).suffix.lower() not in WRITABLE:
+        raise UserError(f"{out}: a mesh is written as {', '.join(WRITABLE)}")
+    from sinelr_lightning.commands.device import usable_device
+    from sinelr_lightning.layers import summarize
+    from sinelr_lightning.runs import load_task, resolve_checkpoint
+    from sinelr_lightning.tasks.occupancy import OccupancyTask
+
+    checkpoint = resolve_checkpoint(ckpt_path)
+    task = load_task(checkpoint)
+    if not isinstance(task, OccupancyTask) or task.placement is None:
+        raise UserError(f"{checkpoint} holds a {type(task).__name__}; mesh needs a checkpoint of an OccupancyTask")
+    task.to(usable_device(device))
+    began = time.perf_counter()
+    surface = _extract(task, resolution, level)
+    seconds = time.perf_counter() - began
+    shape = _reduced(surface.mesh, keep_largest, simplify)
+    shape.vertices = task.placement.from_cube(shape.vertices)
+    written = [save_mesh(shape, out)]
+    if picture:
+        from sinelr_lightning.geometry.picture import save_picture, shade
+
+        written.append(save_picture(Path(out).with_suffix(".png"), shade(shape)))
+    if html:
+        from sinelr_lightning.geometry.viewer import save_html
+
+        written.append(save_html(shape, Path(out).with_suffix(".html"), Path(out).stem))
+    size = summarize(task)
+    closed = "watertight" if shape.is_watertight else "not watertight"
+    sys.stderr.write(
+        f"{', '.join(map(str, written))}: {len(shape.vertices):,} vertices, {len(shape.faces):,} faces, {closed}; "
+        f"{surface.evaluations:,} of {surface.nodes:,} grid nodes evaluated in {seconds:.1f} s; "
+        f"network of {size.parameters:,} parameters, {size.compression:.2%} of dense\n"
+    )
+    if surface.leaves_cube:
+        sys.stderr.write(
+            "the surface leaves the cube around the shape, so it is open there: train with a larger --data.padding\n"
+        )
+
+
+def _check_memory(resolution: int) -> None:
+    """Say how much memory the extraction takes at most, and refuse what this machine does not have.
+
+    Raises:
+        UserError: more than its physical memory.
+    """
+    from sinelr_lightning.geometry.marching import estimate_memory
+
+    needed = estimate_memory(resolution) / GIB
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    if needed > machine:
+        raise UserError(
+            f"resolution {resolution} may take {needed:.1f} GiB of memory, this machine has {machine:.1f}; take less"
+        )
+    log.info("resolution %d: at most about %.1f GiB of memory", resolution, needed)
+
+
+def _extract(task: "OccupancyTask", resolution: int, level: float) -> "Surface":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sinelr_lightning.geometry.marching import extract_surface
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("", total=1.0)
+
+        def show(stage: str, done: float) -> None:
+            bar.update(line, description=stage, completed=done)
+
+        # The field is a logit, log p/(1 − p).
+        return extract_surface(task.field(), resolution, math.log(level / (1 - level)), progress=show)
+
+
+def _reduced(surface: "trimesh.Trimesh", keep_largest: bool, simplify: int | None) -> "trimesh.Trimesh":
+    """The largest part alone, and with fewer faces, where that is wanted."""
+    if keep_largest:
+        parts = surface.split(only_watertight=False)
+        surface = max(parts, key=lambda part: abs(part.volume))
+    if simplify is not None and simplify < len(surface.faces):
+        surface = surface.simplify_quadric_decimation(face_count=simplify)
+    return surface
