@@ -148,7 +148,7 @@ def _quiet_reader() -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # numpy's way to say that it left out the rest of a text after something that is no number
+            # older numpy only warns that it left out the rest of a text behind something that is no number
             warnings.filterwarnings("error", message="string or file could not be read to its end")
             yield
     finally:

@@ -116,6 +116,10 @@ def test_a_scene_is_joined_with_its_transforms_in_float64(tmp_path: Path, caplog
 BINARY = bytes([137, 80, 78, 71, 13, 10, 26, 10, *range(256)]) * 4
 FEW = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 2 3\n"
 FLAT = "v 1 0 0\nv 0 1 0\nv 0 0 1\nv 1 1 -1\nf 1 2 3\nf 2 3 4\nf 1 2 4\nf 1 3 4\n"
+STL = str(trimesh.creation.box().export(file_type="stl_ascii"))
+LONG = trimesh.Trimesh(
+    [(np.inf, 0, 0), *trimesh.creation.box().vertices[1:]], trimesh.creation.box().faces, process=False
+)
 BAD = {
     "points.obj": ("v 0 0 0\nv 1 0 0\n", "2 points but no faces"),
     "points.ply": (text_of(".ply").replace("face 12", "face 0"), "8 points but no faces"),
@@ -123,10 +127,8 @@ BAD = {
     "infinite.off": (text_of(".off").replace("0.5000000000", "inf", 1), "1 of 8 vertices are NaN or infinite"),
     "word.obj": (text_of(".obj").replace(" 0.50000000\n", " 1.#QNAN\n", 1), r"line \d+ is 'v .* 1.#QNAN'"),
     "word.ply": (text_of(".ply").replace("0.50000000", "half", 1), "damaged"),
-    "word.stl": (
-        trimesh.creation.box().export(file_type="stl_ascii").replace("vertex 0.5", "vertex half", 1),
-        "damaged",
-    ),
+    "word.stl": ("outer loop\nvertex half".join(STL.rsplit("outer loop\nvertex ", 1)), "damaged"),
+    "infinite.glb": (glb_of((LONG, trimesh.transformations.rotation_matrix(1, (1, 2, 3)))), "1 of 8 vertices"),
     "few.obj": (FEW, "fewer than 4 faces"),
     "flat.obj": (FLAT, "flat"),
     "line.obj": (FLAT.replace("v 0 1 0", "v 3 0 0").replace("v 0 0 1", "v 5 0 0").replace("1 1 -1", "2 0 0"), "flat"),
