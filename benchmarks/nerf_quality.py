@@ -1,23 +1,18 @@
 """What sine low-rank weights cost and bring in a radiance field: dense, low rank and sine under one budget.
 
-Every method and rank gets the same steps, rays, network and the same sweep of learning rates on its first seed; the
-rate with the best held-out PSNR then runs on the other seeds. The sine's frequency is not tuned: `auto` throughout.
+Every method and rank gets the same steps, rays, network and the same sweep of learning rates (`sweep.py`), judged by
+held-out PSNR. The sine's frequency is not tuned: `auto` throughout.
 
     python benchmarks/nerf_quality.py data/llff_demo
     python benchmarks/nerf_quality.py PATH/TO/fern --factor 8
     python benchmarks/nerf_quality.py PATH/TO/fern --factor 8 --paper --device cuda   (paper size; hours on one GPU)
 
-Writes benchmarks/results/nerf_quality_SCENE.{json,md,png}. Runs already in the JSON are not run again, so an
-interrupted benchmark goes on where it was.
+Writes benchmarks/results/nerf_quality_SCENE.{json,md,png}.
 """
 
 import argparse
 import functools
-import json
 import logging
-import multiprocessing
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,17 +20,11 @@ from typing import Any
 
 import torch
 from nerf_speed import rays, step
+from sweep import RESULTS, Case, Run, Sweep, cases_of, factory
 from timing import Setting, fastest, machine
 
 from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank, summarize
-
-RESULTS = Path(__file__).parent / "results"
-METHODS = {"low rank": LowRank, "sine": SineLowRank}
-
-
-def factory(method: str, rank: int) -> LinearFactory:
-    return Dense() if method == "dense" else METHODS[method](rank)
+from sinelr_lightning.layers import summarize
 
 
 def arguments() -> argparse.Namespace:
@@ -75,14 +64,14 @@ def make(args: argparse.Namespace, method: str, rank: int, lr: float) -> Any:
     )
 
 
-def run(args: argparse.Namespace, case: tuple[str, int, float, int]) -> dict[str, Any]:
+def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
     """Train and score one case; everything else the same."""
     import lightning.pytorch as L
 
     from sinelr_lightning.datamodules import NeRFData
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    method, rank, lr, seed = case
+    method, rank, lr, seed = one
     if args.device == "cpu":
         torch.set_num_threads(1)
     L.seed_everything(seed, verbose=False)
@@ -102,11 +91,10 @@ def run(args: argparse.Namespace, case: tuple[str, int, float, int]) -> dict[str
         began = time.perf_counter()
         trainer.fit(task, data)
     scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("psnr", "ssim")}
-    seconds = time.perf_counter() - began
-    return {"method": method, "rank": rank, "lr": lr, "seed": seed, "seconds": seconds, **scores}
+    return {"seconds": time.perf_counter() - began, **scores}
 
 
-def step_times(args: argparse.Namespace, cases: list[tuple[str, int]]) -> tuple[dict[str, float], str]:
+def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, float], str]:
     """Milliseconds of a training step, and the machine."""
     setting = Setting(args.device, autocast=False, seconds=60)
     batch = rays(args.rays, args.device)
@@ -114,101 +102,37 @@ def step_times(args: argparse.Namespace, cases: list[tuple[str, int]]) -> tuple[
     return fastest(steps, setting), machine(setting)
 
 
-def missing(results: list[dict[str, Any]], cases: list[tuple[str, int, float, int]]) -> list[Any]:
-    done = {(r["method"], r["rank"], r["lr"], r["seed"]) for r in results}
-    return [case for case in cases if case not in done]
-
-
-def best_lr(results: list[dict[str, Any]], method: str, rank: int) -> float:
-    first = [r for r in results if (r["method"], r["rank"], r["seed"]) == (method, rank, 0)]
-    return max(first, key=lambda r: r["psnr"])["lr"]
-
-
-def table(args: argparse.Namespace, report: dict[str, Any], cases: list[tuple[str, int]]) -> str:
+def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
     columns = ["method", "rank", "parameters", "of dense", "kB", "PSNR (dB)", "SSIM", "best lr", "ms/step"]
-    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     rows = []
-    for method, rank in cases:
-        lr = best_lr(report["runs"], method, rank)
-        chosen = [r for r in report["runs"] if (r["method"], r["rank"], r["lr"]) == (method, rank, lr)]
-        size = summarize(make(args, method, rank, lr))
-        psnr = [r["psnr"] for r in chosen]
-        ssim = statistics.mean(r["ssim"] for r in chosen)
-        spread = statistics.stdev(psnr) if len(psnr) > 1 else 0
-        milliseconds = report["step_ms"][f"{method} {rank}"]
+    for case in cases:
+        size = summarize(make(args, *case, 1e-3))
+        psnr, spread = sweep.mean(case, "psnr")
         rows.append(
-            f"| {method} | {rank or '–'} | {size.parameters:,} | {size.compression:.1%} "
-            f"| {size.parameters * 4 / 1000:.0f} | {statistics.mean(psnr):.2f} ± {spread:.2f} | {ssim:.3f} "
-            f"| {lr:g} | {milliseconds:.1f} |\n"
+            f"| {case[0]} | {case[1] or '–'} | {size.parameters:,} | {size.compression:.1%} "
+            f"| {size.parameters * 4 / 1000:.0f} | {psnr:.2f} ± {spread:.2f} | {sweep.mean(case, 'ssim')[0]:.3f} "
+            f"| {sweep.best_lr(case):g} | {sweep.report['step_ms'][f'{case[0]} {case[1]}']:.1f} |\n"
         )
-    return head + "".join(rows)
-
-
-def plot(args: argparse.Namespace, report: dict[str, Any], cases: list[tuple[str, int]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), dpi=150)
-    for method in dict.fromkeys(m for m, _ in cases):
-        points = []
-        for _, rank in (c for c in cases if c[0] == method):
-            lr = best_lr(report["runs"], method, rank)
-            psnr = [r["psnr"] for r in report["runs"] if (r["method"], r["rank"], r["lr"]) == (method, rank, lr)]
-            spread = statistics.stdev(psnr) if len(psnr) > 1 else 0
-            points.append((summarize(make(args, method, rank, lr)).parameters, statistics.mean(psnr), spread, rank))
-        x, y, error, ranks = zip(*points, strict=True)
-        axes.errorbar(x, y, error, marker="o", capsize=3, label=method)
-        for px, py, rank in zip(x, y, ranks, strict=True):
-            if rank:
-                axes.annotate(f"k={rank}", (px, py), textcoords="offset points", xytext=(6, -11), fontsize=8)
-    axes.set(xscale="log", xlabel="parameters", ylabel="held-out PSNR (dB)", title=report["scene"])
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{''.join(rows)}"
 
 
 def main() -> None:
     args = arguments()
-    cases = [("dense", 0), *((method, rank) for method in METHODS for rank in args.ranks)]
+    cases = cases_of(args.ranks)
     name = Path(args.root).resolve().name + ("_paper" if args.paper else "")
-    path = RESULTS / f"nerf_quality_{name}.json"
     setting = {k: v for k, v in vars(args).items() if k not in ("root", "jobs", "lrs", "seeds", "ranks")}
-    report: dict[str, Any] = {"scene": name, "setting": setting, "torch": torch.__version__, "runs": []}
-    if path.exists():
-        stored = json.loads(path.read_text())
-        if stored["setting"] != setting:
-            sys.exit(f"{path} was made with other settings ({stored['setting']}): move it away first")
-        report = stored
-
-    def save() -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
-
-    def work(wanted: list[tuple[str, int, float, int]]) -> None:
-        context = multiprocessing.get_context("spawn")
-        todo = missing(report["runs"], wanted)
-        with context.Pool(args.jobs, maxtasksperchild=1) as pool:
-            for result in pool.imap_unordered(functools.partial(run, args), todo):
-                report["runs"].append(result)
-                save()
-                print(json.dumps(result), flush=True)
-
-    work([(method, rank, lr, 0) for method, rank in cases for lr in args.lrs])
-    work([(m, k, best_lr(report["runs"], m, k), seed) for m, k in cases for seed in range(1, args.seeds)])
-    report["step_ms"], report["machine"] = step_times(args, cases)
-    save()
+    sweep = Sweep(RESULTS / f"nerf_quality_{name}.json", setting, "psnr")
+    sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
+    sweep.report["step_ms"], sweep.report["machine"] = step_times(args, cases)
+    sweep.save()
     text = (
         f"{name}: {args.steps} steps of {args.rays} rays, {args.depth} layers of {args.width}, "
-        f"{args.samples[0]} + {args.samples[1]} samples, {args.seeds} seeds, learning rates {args.lrs}; "
-        f"step times on {report['machine']}\n{table(args, report, cases)}"
+        f"{args.samples[0]} + {args.samples[1]} samples, {args.seeds} seeds, learning rates from {args.lrs}; "
+        f"step times on {sweep.report['machine']}\n{table(args, sweep, cases)}"
     )
-    with atomic_path(path.with_suffix(".md")) as temporary:
+    with atomic_path(sweep.path.with_suffix(".md")) as temporary:
         temporary.write_text(text)
-    plot(args, report, cases, path.with_suffix(".png"))
+    sweep.plot(lambda case: summarize(make(args, *case, 1e-3)).parameters, cases, name, "held-out PSNR (dB)")
     print(text)
 
 

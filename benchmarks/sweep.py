@@ -1,0 +1,131 @@
+"""What the quality benchmarks share: one budget and one sweep of learning rates for every method, seeds, a plot.
+
+Each case (method, rank) runs on the first seed at every rate of a geometric sweep. Where the best rate is the sweep's
+first or last, that case's sweep goes on in the same ratio until it is not, by the same rule for all. The other seeds
+then run at the best rate. Reports are kept run by run: an interrupted benchmark goes on where it was.
+"""
+
+import functools
+import json
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sinelr_lightning.files import atomic_path
+from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = {"low rank": LowRank, "sine": SineLowRank}
+EXTENSIONS = 3  # rates at most that a sweep is longer by
+
+Case = tuple[str, int]
+Run = tuple[str, int, float, int]
+
+
+def factory(method: str, rank: int) -> LinearFactory:
+    return Dense() if method == "dense" else METHODS[method](rank)
+
+
+def cases_of(ranks: list[int]) -> list[Case]:
+    return [("dense", 0), *((method, rank) for method in METHODS for rank in ranks)]
+
+
+@dataclass
+class Sweep:
+    """The runs of one benchmark, kept in `path`.
+
+    Args:
+        path: JSON file of the report.
+        setting: what all runs have in common; a stored report with another setting is refused.
+        metric: the score that the learning rate is chosen by, larger is better.
+    """
+
+    path: Path
+    setting: dict[str, Any]
+    metric: str
+
+    def __post_init__(self) -> None:
+        self.report: dict[str, Any] = {"setting": self.setting, "torch": torch.__version__, "runs": []}
+        if self.path.exists():
+            stored = json.loads(self.path.read_text())
+            if stored["setting"] != self.setting:
+                sys.exit(f"{self.path} was made with other settings ({stored['setting']}): move it away first")
+            self.report = stored
+
+    def save(self) -> None:
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def work(self, run: Callable[[Run], dict[str, Any]], cases: list[Case], lrs: list[float], seeds: int, jobs: int):
+        """Run what is missing. `run` gives `{metric: …}` of (method, rank, learning rate, seed)."""
+        self._run(run, [(*case, lr, 0) for case in cases for lr in lrs], jobs)
+        for _ in range(EXTENSIONS):
+            further = [(*case, lr, 0) for case in cases if (lr := self._beyond_the_edge(case)) is not None]
+            self._run(run, further, jobs)
+        self._run(run, [(*case, self.best_lr(case), seed) for case in cases for seed in range(1, seeds)], jobs)
+
+    def best_lr(self, case: Case) -> float:
+        return max(self._first_seed(case), key=lambda r: r[self.metric])["lr"]
+
+    def chosen(self, case: Case) -> list[dict[str, Any]]:
+        """The runs of all seeds at the best rate."""
+        return [r for r in self.report["runs"] if (r["method"], r["rank"], r["lr"]) == (*case, self.best_lr(case))]
+
+    def mean(self, case: Case, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of a score over the seeds."""
+        values = [r[name] for r in self.chosen(case)]
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def _first_seed(self, case: Case) -> list[dict[str, Any]]:
+        return [r for r in self.report["runs"] if (r["method"], r["rank"], r["seed"]) == (*case, 0)]
+
+    def _beyond_the_edge(self, case: Case) -> float | None:
+        rates = sorted(r["lr"] for r in self._first_seed(case))
+        best, ratio = self.best_lr(case), rates[1] / rates[0]
+        if best == rates[-1]:
+            return float(f"{best * ratio:.3g}")
+        return float(f"{best / ratio:.3g}") if best == rates[0] else None
+
+    def _run(self, run: Callable[[Run], dict[str, Any]], wanted: list[Run], jobs: int) -> None:
+        done = {(r["method"], r["rank"], r["lr"], r["seed"]) for r in self.report["runs"]}
+        todo = [one for one in wanted if one not in done]
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(jobs, maxtasksperchild=1) as pool:
+            for (method, rank, lr, seed), scores in pool.imap_unordered(functools.partial(_named, run), todo):
+                result = {"method": method, "rank": rank, "lr": lr, "seed": seed, **scores}
+                self.report["runs"].append(result)
+                self.save()
+                print(json.dumps(result), flush=True)
+
+    def plot(self, parameters: Callable[[Case], int], cases: list[Case], title: str, label: str) -> None:
+        """The metric over the parameters, beside the report."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(6, 4), dpi=150)
+        for method in dict.fromkeys(m for m, _ in cases):
+            own = [case for case in cases if case[0] == method]
+            means, spreads = zip(*(self.mean(case, self.metric) for case in own), strict=True)
+            axes.errorbar([parameters(case) for case in own], means, spreads, marker="o", capsize=3, label=method)
+        axes.set(xscale="log", xlabel="parameters", ylabel=label, title=title)
+        for case in cases:
+            if case[0] == "sine":  # the low rank beside it has as many parameters
+                place = (parameters(case), 0.02)
+                axes.annotate(f"k={case[1]}", place, xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.tight_layout()
+        with atomic_path(self.path.with_suffix(".png")) as temporary:
+            figure.savefig(temporary)
+
+
+def _named(run: Callable[[Run], dict[str, Any]], one: Run) -> tuple[Run, dict[str, Any]]:
+    return one, run(one)
