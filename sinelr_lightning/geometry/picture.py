@@ -128,8 +128,8 @@ def _normalised(mesh: trimesh.Trimesh, up: str) -> tuple[np.ndarray, np.ndarray]
     The middle is subtracted in float64: Embree counts in float32.
     """
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    if len(faces):
-        faces = faces[np.isfinite(vertices[faces]).all((1, 2)) & (mesh.area_faces > 0)]
+    faces = faces.reshape(-1, 3)[np.isfinite(vertices[faces]).all((-2, -1))]
+    faces = faces[trimesh.triangles.area(vertices[faces]) > 0]
     if not len(faces):
         return np.zeros((0, 3)), np.zeros((0, 3), np.int64)
     used, faces = np.unique(faces, return_inverse=True)

@@ -3,6 +3,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from sinelr_lightning.geometry import picture as picture_module
 from sinelr_lightning.geometry.picture import PAPER, contact_sheet, save_picture, shade
 
 BARE = {"ground": False, "supersample": 1}
@@ -86,8 +87,8 @@ def test_sharp_edges_stay_sharp_and_round_ones_round():
     left, right = cube[80:100, 70:80, 0], cube[80:100, 120:130, 0]
     assert left.std() < 3 and right.std() < 3  # each face in one tone
     assert abs(left.mean() - right.mean()) > 20
-    ball = shade(trimesh.creation.icosphere(subdivisions=2), 200, 150, ground=False, colour=(128, 128, 128))
-    inside = ball[50:75, 80:120, 0].astype(int)  # a flat facet spans some 10 pixels, and would be one tone
+    ball = shade(trimesh.creation.icosphere(subdivisions=1), 200, 150, ground=False, colour=(128, 128, 128))
+    inside = ball[50:75, 80:120, 0].astype(int)  # a facet spans some 30 pixels, and would be one tone
     assert np.ptp(inside) > 20
     assert np.abs(np.diff(inside, axis=1)).max() <= 8
 
@@ -102,11 +103,22 @@ def test_both_sides_are_lit():
         assert picture[mask(picture)].mean() > 60
 
 
-def test_a_hollow_is_darker_than_a_ledge():
-    tray = boxes([(0, 0, 0), (4, 4, 0.2)], [(1, 1, 0.2), (1.4, 3, 2)], [(2, 1, 0.2), (2.4, 3, 2)])
-    above = shade(tray, 200, 200, 0, 90, ground=False).astype(int).sum(2)
-    between, open_floor = above[100, 85], above[100, 170]
-    assert between < 0.8 * open_floor
+def test_the_foot_of_a_wall_sees_half_the_sky():
+    """The key light comes from the left, the wall stands to the right: what it takes is the sky's light alone."""
+    tray = boxes([(0, 0, 0), (4, 4, 0.2)], [(2.4, 0, 0.2), (2.8, 4, 2)])
+    row = shade(tray, 200, 200, 0, 90, ground=False)[100].astype(int).sum(1)
+    open_floor, foot, top = row[40], row[111], row[125]
+    assert 0.85 < foot / open_floor < 0.97
+    assert top == pytest.approx(open_floor, rel=0.03)
+
+
+def test_only_samples_that_cannot_meet_the_mesh_are_skipped(monkeypatch):
+    sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0.3], [1, 0, 1], [0.2, 0, 1]], [[0, 1, 2], [0, 2, 3]], process=False)
+    for mesh in (sheet, corner_piece()):
+        quick = shade(mesh, 60, 50, **BARE)
+        with monkeypatch.context() as patch:
+            patch.setattr(picture_module, "_covered", lambda vertices, faces, view, shape: np.ones(shape, bool))
+            assert (shade(mesh, 60, 50, **BARE) == quick).all()
 
 
 def test_shadow_lies_below_and_leaves_the_border_alone():
@@ -117,8 +129,9 @@ def test_shadow_lies_below_and_leaves_the_border_alone():
     border = np.concatenate([grounded[0], grounded[-1], grounded[:, 0], grounded[:, -1]])
     assert (border == PAPER).all()
     assert (grounded[:30, -40:] == PAPER).all()  # nothing above the horizon of the shadow
-    below = [shade(piece, 80, 60, elevation=-30, ground=g) for g in (False, True)]
-    assert (below[0] == below[1]).all()
+    for mesh, elevation in ((piece, -30), (boxes([(0, 0, 0), (4, 40, 1)]), -8)):  # from below there is no ground
+        below = [shade(mesh, 80, 60, 0, elevation, ground=g) for g in (False, True)]
+        assert (below[0] == below[1]).all()
 
 
 def test_colours_are_the_given_ones():
@@ -137,10 +150,11 @@ def test_what_has_no_surface_gives_the_background():
         assert (picture == PAPER).all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_broken_and_unused_vertices_are_left_out():
     piece = corner_piece()
-    vertices = np.vstack([piece.vertices, [[np.nan, 0, 0], [1e9, 0, 0]]])
-    faces = np.vstack([piece.faces, [0, 1, len(vertices) - 2], [3, 3, 3]])
+    vertices = np.vstack([piece.vertices, [[np.nan, 0, 0], [np.inf, 0, 0], [1e9, 0, 0]]])
+    faces = np.vstack([piece.faces, [0, 1, len(vertices) - 3], [0, 1, len(vertices) - 2], [3, 3, 3]])
     broken = trimesh.Trimesh(vertices, faces, process=False)
     assert (shade(broken, 80, 60) == shade(piece, 80, 60)).all()
 
