@@ -114,7 +114,7 @@ class Level:
         return fine * (2 / self.resolution) - 1
 
     def halo(self, array: NDArray, rows: NDArray[np.integer]) -> NDArray:
-        """Bricks of `values` or `active` and the nodes around them, one below and two above: [len(rows), 11, 11, 11]."""
+        """Bricks of `values` or `active` and the nodes around them, 1 below and 2 above: [len(rows), 11, 11, 11]."""
         out = np.empty((len(rows), 11, 11, 11), array.dtype)
         at = self._bricks[rows]
         for step in product((-1, 0, 1), repeat=3):

@@ -120,7 +120,7 @@ def _mesh(level: Level, progress: Progress | None) -> tuple[NDArray[np.float64],
 
 
 def _edges(level: Level) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Edges of active cells that the surface crosses, 3·place + axis, sorted: [E], and the values at their ends [E, 2]."""
+    """Edges that the surface crosses, 3·place + axis, sorted: [E], and the values at their ends: [E, 2]."""
     keys, ends = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.float32)]
     for rows in level.chunks():
         values, active = level.halo(level.values, rows), level.halo(level.active, rows)

@@ -34,39 +34,49 @@ def refine(sample: Sampler, resolution: int) -> Refined:
     """Evaluate a field coarse to fine, only where its surface is or may be.
 
     The coarsest level is evaluated whole. A cell goes on to the next level if its corners differ in sign, if the
-    slope around it could bring the field to its level inside (`_hidden`), or if a random point in it says so
-    (`_probed`). At each level the surface is then followed into the cells that were left out, so a thin part found
+    slope around it could bring the field to its level inside (`_hidden`), or if it holds a random point that says so
+    (`_hits`). At each level the surface is then followed into the cells that were left out, so a thin part found
     anywhere is followed whole.
+
+    What stays unseen is thinner than a cell of the coarsest level, of a field that is flat all around it, and missed
+    by all random points.
 
     Args:
         sample: the field minus its level.
         resolution: cells along each axis of the finest level.
     """
-    stride = 1
-    while resolution >= 2 * stride * COARSE:
-        stride *= 2
-    level = Level(resolution, stride)
-    level.activate(np.stack(np.unravel_index(np.arange(level.cells**3), (level.cells,) * 3), axis=-1, dtype=np.int32))
-    level.evaluate(sample, "coarse grid")
+    level = _coarsest(sample, resolution)
     known = level.values[np.isfinite(level.values)]
     quantiles = tuple((np.quantile(known, [0, 0.01, 0.5, 0.99, 1]) + sample.level).tolist())
+    hits = _hits(level, sample)
     leaves = _follow(level, sample)
-    probes = stride // 2
     while level.stride > 1:
         finer = Level(resolution, level.stride // 2, parent=level)
+        finer.activate(_halves((hits // level.stride).astype(np.int32), finer.cells))
         for rows in level.chunks():
-            values = level.halo(level.values, rows)
-            worth = crossing(values, level.active[rows]) | (level.active[rows] & _hidden(values))
-            if probes:
-                dull = level.active[rows] & ~worth
-                worth[dull] = _probed(level, sample, level.index(places(rows, dull)), probes)
-            finer.activate(_children(level.index(places(rows, worth)), finer.cells))
-        probes = 0
+            finer.activate(_halves(level.index(places(rows, _worth(level, rows))), finer.cells))
         finer.evaluate(sample, f"refining to {finer.cells} cells")
         leaves = _follow(finer, sample)
         finer.parent = None
         level = finer
     return Refined(level, leaves, quantiles)
+
+
+def _coarsest(sample: Sampler, resolution: int) -> Level:
+    stride = 1
+    while resolution >= 2 * stride * COARSE:
+        stride *= 2
+    level = Level(resolution, stride)
+    every = np.unravel_index(np.arange(level.cells**3), (level.cells,) * 3)
+    level.activate(np.stack(every, axis=-1).astype(np.int32))
+    level.evaluate(sample, "coarse grid")
+    return level
+
+
+def _worth(level: Level, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Active cells that the surface crosses, or may cross by the slope of the field: [len(rows), 8, 8, 8]."""
+    values, active = level.halo(level.values, rows), level.active[rows]
+    return crossing(values, active) | (active & _hidden(values))
 
 
 def crossing(values: NDArray[np.float32], active: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -125,14 +135,20 @@ def _steepest(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     return slope
 
 
-def _probed(level: Level, sample: Sampler, cells: NDArray[np.int32], count: int) -> NDArray[np.bool_]:
-    """Which cells have something inside that is nearer to the level than their corners, at random points: [N]."""
+def _hits(level: Level, sample: Sampler) -> NDArray[np.float64]:
+    """Random points nearer to the level than the corners of their cell, where these say nothing: [N, 3] finest cells.
+
+    A thin part can lie between all nodes of the next levels too: such a point leads there through all of them.
+    """
+    count = level.stride // 2  # a cell: the more nodes of the finest level lie in it, the more can hide
+    dull = [places(rows, level.active[rows] & ~_worth(level, rows)) for rows in level.chunks()]
+    cells = level.index(np.concatenate(dull))
     corners = level.values.reshape(-1)[np.stack([level.slots(cells + corner) for corner in CORNERS])]
-    least = np.abs(corners).min(axis=0)
-    places = cells[:, None] + np.random.default_rng(0).random((len(cells), count, 3))
-    places = places.reshape(-1, 3)
-    values = sample("probing", len(places), lambda part: level.points(places[part])).reshape(-1, count)
-    return (values * np.sign(corners[0])[:, None] < DIP * least[:, None]).any(axis=1)
+    bound = DIP * np.abs(corners).min(axis=0).repeat(count)
+    points = (cells[:, None] + np.random.default_rng(0).random((len(cells), count, 3))).reshape(-1, 3)
+    values = sample("probing", len(points), lambda part: level.points(points[part]))
+    hit = values * np.sign(corners[0]).repeat(count) < bound
+    return np.minimum(points[hit] * level.stride, level.resolution - 0.5)
 
 
 def _follow(level: Level, sample: Sampler) -> bool:
@@ -167,7 +183,7 @@ def _beyond(level: Level, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], b
     return cells[there], not there.all()
 
 
-def _children(cells: NDArray[np.int32], most: int) -> NDArray[np.int32]:
+def _halves(cells: NDArray[np.int32], most: int) -> NDArray[np.int32]:
     """Halves of cells: [≤ 8·N, 3], without those that would lie outside the cube."""
     halves = (2 * cells[:, None] + CORNERS).reshape(-1, 3)
     return halves[(halves < most).all(axis=1)]
