@@ -1,7 +1,8 @@
 """What sine low-rank weights cost and bring in an occupancy network: dense, low rank and sine under one budget.
 
 Every method and rank gets the paper's network, the same steps and points and the same sweep of learning rates
-(`sweep.py`), judged by IoU on fresh uniform points. The sine's frequency is not tuned: `auto` throughout.
+(`sweep.py`), judged by IoU on fresh uniform points. The sine starts with a phase spread of 2 rad (`auto`, the paper's
+ω = 100) and, as a method of its own, of 6 rad (ω = 288).
 
     python benchmarks/occupancy_quality.py PATH/TO/MESH [MESH …]
 
@@ -20,13 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sweep import RESULTS, Case, Run, Sweep, cases_of, factory
+from sweep import METHODS, RESULTS, Case, Run, Sweep, cases_of, factory
 from timing import Setting, fastest, machine
 
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import summarize
 
-SHOWN = (("dense", 0), ("low rank", 1), ("sine", 1), ("low rank", 5), ("sine", 5))
+SHOWN = (
+    ("dense", 0),
+    ("low rank", 1),
+    ("sine", 1),
+    ("sine, 6 rad", 1),
+    ("low rank", 5),
+    ("sine", 5),
+    ("sine, 6 rad", 5),
+)
 PICTURES = Path(__file__).parent / "results" / "pictures"  # of single runs; not kept in the repository
 
 
@@ -59,7 +68,7 @@ def run(args: argparse.Namespace, mesh: str, one: Run) -> dict[str, float]:
 
     from sinelr_lightning.datamodules import OccupancyData
     from sinelr_lightning.geometry.marching import extract_surface
-    from sinelr_lightning.geometry.picture import save_picture, shade
+    from sinelr_lightning.geometry.picture import save_picture, shade, usual_up
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     method, rank, lr, seed = one
@@ -85,17 +94,12 @@ def run(args: argparse.Namespace, mesh: str, one: Run) -> dict[str, float]:
     scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("iou", "iou_near", "chamfer")}
     if seed == 0 and (method, rank) in SHOWN:
         surface = extract_surface(task.field(), 192).mesh
-        save_picture(picture_path(mesh, (method, rank), lr), shade(surface, 400, 400, up=up_of(mesh)))
+        save_picture(picture_path(mesh, (method, rank), lr), shade(surface, 400, 400, up=usual_up(mesh)))
     return {"seconds": seconds, **scores}
 
 
-def up_of(mesh: str) -> Any:
-    """Models in OBJ files stand along y, as a rule, others along z."""
-    return "y" if mesh.endswith(".obj") else "z"
-
-
 def picture_path(mesh: str, case: Case, lr: float) -> Path:
-    return PICTURES / f"{Path(mesh).stem}_{case[0].replace(' ', '_')}_{case[1]}_{lr:g}.png"
+    return PICTURES / f"{Path(mesh).stem}_{case[0].replace(', ', '_').replace(' ', '_')}_{case[1]}_{lr:g}.png"
 
 
 def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, float], str]:
@@ -129,20 +133,20 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
 
 def side_by_side(mesh: str, sweep: Sweep, path: Path) -> None:
     from sinelr_lightning.geometry.mesh_io import load_mesh
-    from sinelr_lightning.geometry.picture import contact_sheet, save_picture, shade
+    from sinelr_lightning.geometry.picture import contact_sheet, save_picture, shade, usual_up
 
-    pictures, labels = [shade(load_mesh(mesh), 400, 400, up=up_of(mesh))], ["true"]
+    pictures, labels = [shade(load_mesh(mesh), 400, 400, up=usual_up(mesh))], ["true"]
     for case in SHOWN:
         with Image.open(picture_path(mesh, case, sweep.best_lr(case))) as picture:
             pictures.append(np.asarray(picture))
         rank = f", k = {case[1]}" if case[1] else ""
         labels.append(f"{case[0]}{rank}: IoU {max(sweep.chosen(case), key=lambda r: -r['seed'])['iou']:.3f}")
-    save_picture(path, contact_sheet(pictures, labels, columns=3))
+    save_picture(path, contact_sheet(pictures, labels, columns=4))
 
 
 def main() -> None:
     args = arguments()
-    cases = cases_of(args.ranks)
+    cases = cases_of(args.ranks, METHODS)
     setting = {"steps": args.steps, "points": args.points, "device": args.device}
     sweeps = []
     for mesh in args.meshes:

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,11 @@ from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank
 
 RESULTS = Path(__file__).parent / "results"
-METHODS = {"low rank": LowRank, "sine": SineLowRank}
+METHODS: dict[str, Callable[[int], LinearFactory]] = {
+    "low rank": LowRank,
+    "sine": SineLowRank,  # phases start with a spread of 2 rad, as in the paper
+    "sine, 6 rad": lambda rank: SineLowRank(rank, phase_spread=6.0),
+}
 EXTENSIONS = 3  # rates at most that a sweep is longer by
 
 Case = tuple[str, int]
@@ -32,8 +36,8 @@ def factory(method: str, rank: int) -> LinearFactory:
     return Dense() if method == "dense" else METHODS[method](rank)
 
 
-def cases_of(ranks: list[int]) -> list[Case]:
-    return [("dense", 0), *((method, rank) for method in METHODS for rank in ranks)]
+def cases_of(ranks: list[int], methods: Iterable[str] = ("low rank", "sine")) -> list[Case]:
+    return [("dense", 0), *((method, rank) for method in methods for rank in ranks)]
 
 
 @dataclass

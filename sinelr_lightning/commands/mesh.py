@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sinelr_lightning.errors import UserError
 
@@ -32,6 +32,7 @@ def mesh(
     simplify: int | None = None,
     picture: bool = True,
     html: bool = False,
+    up: Literal["auto", "y", "z"] = "auto",
     device: str = "auto",
 ) -> None:
     """Extract the surface of an occupancy checkpoint, in the coordinates and units of the shape it was trained on.
@@ -45,6 +46,7 @@ def mesh(
         simplify: Reduce the mesh to about this many faces.
         picture: Write a picture beside the file, with its name and .png.
         html: Write a page beside the file that opens in a browser, with its name and .html.
+        up: Vertical axis of picture and page; auto takes that of the input's format, y for OBJ and glTF, else z.
         device: Where to evaluate the network: auto, cpu, cuda, cuda:1 …
     """
     if not 0 < level < 1:
@@ -57,6 +59,7 @@ def mesh(
     if Path(out).suffix.lower() not in WRITABLE:
         raise UserError(f"{out}: a mesh is written as {', '.join(WRITABLE)}")
     from sinelr_lightning.commands.device import usable_device
+    from sinelr_lightning.geometry.picture import save_picture, shade, usual_up
     from sinelr_lightning.layers import summarize
     from sinelr_lightning.runs import load_task, resolve_checkpoint
     from sinelr_lightning.tasks.occupancy import OccupancyTask
@@ -72,10 +75,10 @@ def mesh(
     shape = _reduced(surface.mesh, keep_largest, simplify)
     shape.vertices = task.placement.from_cube(shape.vertices)
     written = [save_mesh(shape, out)]
+    if up == "auto":
+        up = usual_up(task.source)
     if picture:
-        from sinelr_lightning.geometry.picture import save_picture, shade
-
-        written.append(save_picture(Path(out).with_suffix(".png"), shade(shape)))
+        written.append(save_picture(Path(out).with_suffix(".png"), shade(shape, up=up)))
     if html:
         from sinelr_lightning.geometry.viewer import save_html
 

@@ -15,7 +15,7 @@ from scipy.ndimage import map_coordinates, uniform_filter
 
 from sinelr_lightning.files import atomic_path
 
-__all__ = ["contact_sheet", "save_picture", "shade"]
+__all__ = ["contact_sheet", "save_picture", "shade", "usual_up"]
 
 Colour = tuple[int, int, int]
 CLAY, PAPER, INK = (210, 176, 148), (247, 246, 243), (40, 40, 44)
@@ -85,6 +85,11 @@ def shade(
         _paint(light, vertices, faces, view, (np.array(colour) / 255) ** _GAMMA)
     light = light.reshape(height, supersample, width, supersample, 3).mean((1, 3))
     return (255 * light.clip(0, 1) ** (1 / _GAMMA) + 0.5).astype(np.uint8)
+
+
+def usual_up(path: str | os.PathLike[str]) -> Literal["y", "z"]:
+    """Vertical axis of a mesh file by the custom of its format: y in OBJ and glTF, z in the others."""
+    return "y" if Path(path).suffix.lower() in (".obj", ".glb", ".gltf") else "z"
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from sinelr_lightning.files import atomic_path
 from sinelr_lightning.geometry.marching import extract_surface
 from sinelr_lightning.geometry.mesh_io import CubePlacement
 from sinelr_lightning.geometry.metrics import compare_surfaces
-from sinelr_lightning.geometry.picture import shade
+from sinelr_lightning.geometry.picture import shade, usual_up
 from sinelr_lightning.layers import LinearFactory, SineLowRank, fold
 from sinelr_lightning.models.occupancy import Activation, occupancy_network
 from sinelr_lightning.tasks.base import Schedule, Task
@@ -223,7 +223,8 @@ class OccupancyTask(Task):
     def _show_surface(self, stage: str, surface: trimesh.Trimesh, truth: trimesh.Trimesh) -> None:
         if (board := self._board()) is None:
             return
-        pictures = np.concatenate([shade(mesh, 480, 400) for mesh in (truth, surface)], axis=1)
+        up = usual_up(self.source)
+        pictures = np.concatenate([shade(mesh, 480, 400, up=up) for mesh in (truth, surface)], axis=1)
         board.add_image(
             f"{stage}/true surface, surface of the network", pictures, self.global_step, dataformats="HWC"
         )
