@@ -58,17 +58,13 @@ def mesh(
     _check_memory(resolution)
     if Path(out).suffix.lower() not in WRITABLE:
         raise UserError(f"{out}: a mesh is written as {', '.join(WRITABLE)}")
-    from sinelr_lightning.commands.device import usable_device
+    from sinelr_lightning.commands.loading import load
     from sinelr_lightning.geometry.picture import save_picture, shade, usual_up
     from sinelr_lightning.layers import summarize
-    from sinelr_lightning.runs import load_task, resolve_checkpoint
     from sinelr_lightning.tasks.occupancy import OccupancyTask
 
-    checkpoint = resolve_checkpoint(ckpt_path)
-    task = load_task(checkpoint)
-    if not isinstance(task, OccupancyTask) or task.placement is None:
-        raise UserError(f"{checkpoint} holds a {type(task).__name__}; mesh needs a checkpoint of an OccupancyTask")
-    task.to(usable_device(device))
+    task = load(ckpt_path, OccupancyTask, device)
+    assert task.placement is not None  # every checkpoint has it
     began = time.perf_counter()
     surface = _extract(task, resolution, level)
     seconds = time.perf_counter() - began
@@ -82,7 +78,7 @@ def mesh(
     if html:
         from sinelr_lightning.geometry.viewer import save_html
 
-        written.append(save_html(shape, Path(out).with_suffix(".html"), Path(out).stem))
+        written.append(save_html(shape, Path(out).with_suffix(".html"), Path(out).stem, up))
     size = summarize(task)
     closed = "watertight" if shape.is_watertight else "not watertight"
     sys.stderr.write(

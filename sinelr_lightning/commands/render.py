@@ -41,17 +41,13 @@ def render(
         raise UserError(f"frames and fps must be at least 1, got {frames} and {fps}")
     if not 0 < scale <= 8:
         raise UserError(f"scale must be above 0 and at most 8, got {scale}")
-    from sinelr_lightning.commands.device import usable_device
+    from sinelr_lightning.commands.loading import load
     from sinelr_lightning.layers import summarize
     from sinelr_lightning.rendering import save_video
-    from sinelr_lightning.runs import load_task, resolve_checkpoint
     from sinelr_lightning.tasks.nerf import NeRFTask
 
-    checkpoint = resolve_checkpoint(ckpt_path)
-    task = load_task(checkpoint)
-    if not isinstance(task, NeRFTask) or task.cameras is None:
-        raise UserError(f"{checkpoint} holds a {type(task).__name__}; render needs a checkpoint of a NeRFTask")
-    task.to(usable_device(device))
+    task = load(ckpt_path, NeRFTask, device)
+    assert task.cameras is not None  # every checkpoint has them
     poses = camera_path(task.cameras, path, frames)
     try:
         written = save_video(out, _with_progress(_frames(task, poses, scale, depth), frames), fps)

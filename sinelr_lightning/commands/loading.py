@@ -1,0 +1,39 @@
+"""The `--ckpt_path` and `--device` of the commands that use a trained network."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+from sinelr_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from sinelr_lightning.tasks.base import Task
+
+    Kind = TypeVar("Kind", bound=Task)
+
+__all__ = ["load"]
+
+
+def load(ckpt_path: str, kind: "type[Kind]", device: str) -> "Kind":
+    """Load the task of class `kind` that `ckpt_path` means, with its weights, in evaluation mode on `device`.
+
+    Raises:
+        UserError: no such checkpoint, one of another task, or a device that is not there.
+    """
+    from sinelr_lightning.runs import load_task, resolve_checkpoint
+
+    checkpoint = resolve_checkpoint(ckpt_path)
+    task = load_task(checkpoint)
+    if not isinstance(task, kind):
+        raise UserError(f"{checkpoint} holds a {type(task).__name__}, this command needs a {kind.__name__}")
+    return task.to(_usable(device))
+
+
+def _usable(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name} is not usable here: {str(error).splitlines()[0]}") from error
+    return name
