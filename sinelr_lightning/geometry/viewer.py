@@ -18,7 +18,7 @@ from sinelr_lightning.files import atomic_path
 
 __all__ = ["save_html"]
 
-_MOST_FACES = 200_000  # some 15 MB of page; beyond it browsers turn slowly
+_MOST_FACES = 200_000  # some 9 MB of page; beyond it browsers turn slowly
 _CLAY, _PAPER = (0.46, 0.385, 0.325, 1.0), "f0efec"
 _HALF_ANGLE, _AZIMUTH, _ELEVATION = 15.0, 35.0, 20.0  # degrees: of view, around the shape, above it
 
@@ -27,7 +27,8 @@ def save_html(mesh: trimesh.Trimesh, path: str | os.PathLike[str], title: str, u
     """Write a page that shows the mesh: drag to turn, scroll to zoom. It opens from disk, without network.
 
     The page holds three.js (by trimesh) and the mesh, centred and scaled to one size; above 200,000 faces it is
-    simplified to that many. Shading is smooth over edges of up to 50°, sharp beyond; both sides of faces are seen.
+    simplified to that many. Shading is smooth within patches that edges of more than 50° part from the rest; both
+    sides of faces are seen.
 
     Args:
         mesh: in any unit, anywhere.
@@ -71,7 +72,7 @@ def _scene(mesh: trimesh.Trimesh, up: str) -> trimesh.Scene:
     shape.merge_vertices()
     if len(shape.faces) > _MOST_FACES:
         shape = shape.simplify_quadric_decimation(face_count=_MOST_FACES)
-    shape = trimesh.graph.smooth_shade(shape, angle=math.radians(50))
+    shape = trimesh.graph.smooth_shade(shape, angle=math.radians(50), facet_minarea=None)
     material = PBRMaterial(baseColorFactor=_CLAY, metallicFactor=0.0, roughnessFactor=0.85, doubleSided=True)
     shape.visual = TextureVisuals(material=material)
     shape.vertex_normals  # noqa: B018  (the exporter writes those that have been asked for)
