@@ -22,7 +22,7 @@ Progress = Callable[[str, float], None]
 CORNERS = np.array(list(product((0, 1), repeat=3)), np.int32)  # of a cell, from its low node
 BRICK = 8
 NODES = BRICK**3
-MOST_BRICKS = 1_000_000  # 2.5 GB; a surface as large as the cube's own has a quarter of it at 1024 cells
+MOST_CELLS = 60_000_000  # active ones; a surface as large as the cube's own has half of that at 1024 cells
 HALO = {  # step to the neighbouring brick: place in the halo, place in that brick
     -1: (slice(0, 1), slice(7, 8)),
     0: (slice(1, 9), slice(0, 8)),
@@ -89,7 +89,7 @@ class Level:
         self._bricks = np.zeros((1, 3), np.int32)  # by row, margin included
         self.values = np.full((1, BRICK, BRICK, BRICK), np.nan, np.float32)
         self.active = np.zeros((1, BRICK, BRICK, BRICK), bool)
-        self._rows = 1
+        self._rows, self._asked = 1, 0
 
     def chunks(self, size: int = 512) -> Iterator[NDArray[np.int64]]:
         """All rows, a few at a time so that what is computed from them stays in the cache."""
@@ -126,8 +126,14 @@ class Level:
         """Mark cells [N, 3], make bricks for their corners, and give the rows where nodes may be missing now.
 
         Raises:
-            UserError: too many bricks.
+            UserError: too many cells.
         """
+        self._asked += len(cells)
+        if self._asked > MOST_CELLS:
+            raise UserError(
+                f"the surface crosses more than {MOST_CELLS:,} cells at resolution {self.resolution}, as noise would: "
+                "choose a lower one"
+            )
         for corner in CORNERS:
             self._make((cells + corner) // BRICK + 1)
         self.active.reshape(-1)[self.slots(cells)] = True
@@ -158,11 +164,6 @@ class Level:
         flat = np.unique(np.ravel_multi_index(tuple(bricks.T), self._table.shape))
         rows = np.arange(self._rows, self._rows + len(flat))
         self._rows += len(flat)
-        if self._rows > MOST_BRICKS:
-            raise UserError(
-                f"the surface fills the cube at resolution {self.resolution}: the field looks like noise; train it "
-                "longer or lower the resolution"
-            )
         if self._rows > len(self.values):
             self._grow(self._rows * 5 // 4)
         self._table.reshape(-1)[flat] = rows

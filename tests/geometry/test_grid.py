@@ -88,7 +88,7 @@ def test_values_that_are_not_finite_are_counted():
         sample("test", 11, lambda part: np.linspace(0, 1, 11)[part, None] * np.ones(3))
 
 
-def test_a_grid_too_full_is_refused(monkeypatch):
-    monkeypatch.setattr("sinelr_lightning.geometry.grid.MOST_BRICKS", 3)
-    with pytest.raises(UserError, match=r"resolution 64.*looks like noise"):
-        filled(64, 1, [[7, 7, 7]])
+def test_a_surface_that_fills_the_cube_is_refused(monkeypatch):
+    monkeypatch.setattr("sinelr_lightning.geometry.grid.MOST_CELLS", 3)
+    with pytest.raises(UserError, match="more than 3 cells at resolution 64"):
+        filled(64, 1, [[7, 7, 7]] * 4)

@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,7 @@ from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
 
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.geometry.marching import extract_surface
+from sinelr_lightning.geometry.marching import estimate_memory, extract_surface
 
 
 def ball(points, radius=0.7, centre=(0.0, 0.0, 0.0)):
@@ -186,6 +187,15 @@ def test_a_field_without_a_surface_is_named(field, level, message):
 def test_a_resolution_too_coarse_is_refused():
     with pytest.raises(UserError, match="resolution 8 is too coarse: it must be at least 16"):
         extract_surface(ball, 8)
+
+
+def test_memory_is_estimated_from_above():
+    tracemalloc.start()
+    extract_surface(waves, 192, batch=10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < estimate_memory(192) < 6 * peak
+    assert 2e9 < estimate_memory(1024) < 3e9
 
 
 def grazing(points):
