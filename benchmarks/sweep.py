@@ -100,7 +100,7 @@ class Sweep:
         done = {(r["method"], r["rank"], r["lr"], r["seed"]) for r in self.report["runs"]}
         todo = [one for one in wanted if one not in done]
         context = multiprocessing.get_context("spawn")
-        with context.Pool(jobs, maxtasksperchild=1) as pool:
+        with context.Pool(jobs) as pool:
             for (method, rank, lr, seed), scores in pool.imap_unordered(functools.partial(_named, run), todo):
                 result = {"method": method, "rank": rank, "lr": lr, "seed": seed, **scores}
                 self.report["runs"].append(result)
