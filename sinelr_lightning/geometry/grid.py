@@ -131,7 +131,7 @@ class Level:
         self._asked += len(cells)
         if self._asked > MOST_CELLS:
             raise UserError(
-                f"the surface crosses more than {MOST_CELLS:,} cells at resolution {self.resolution}, as noise would: "
+                f"the surface crosses more than {MOST_CELLS:,} cells at resolution {self.resolution}, as noise does: "
                 "choose a lower one"
             )
         for corner in CORNERS:

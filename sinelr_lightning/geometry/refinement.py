@@ -105,13 +105,12 @@ def _hidden(values: NDArray[np.float32]) -> NDArray[np.bool_]:
 
         u ≤ SAFETY/2·Σ_a max(0, u_a - u)
 
-    reaches the level by the middle of the cell. Where the node before was not evaluated, the largest slope known
-    along that axis takes its place. Slopes are local: logits are steep near the surface and flat elsewhere.
+    reaches the level by the middle of the cell. Nodes that were not evaluated say nothing. Slopes are local: logits
+    are steep near the surface and flat elsewhere.
 
     Args:
         values: [N, 11, 11, 11], bricks with a halo, NaN where unknown.
     """
-    steepest = [_steepest(values, axis) for axis in (1, 2, 3)]
     hidden = np.zeros((len(values), 8, 8, 8), bool)
     for corner in CORNERS:
         here = values[window(corner)]
@@ -120,19 +119,9 @@ def _hidden(values: NDArray[np.float32]) -> NDArray[np.bool_]:
         for axis in range(3):
             before = corner.copy()
             before[axis] += 2 * corner[axis] - 1
-            fall = (values[window(before)] - here) * sign
-            reach += np.maximum(np.where(np.isnan(fall), steepest[axis], fall), 0)
+            reach += np.fmax((values[window(before)] - here) * sign, 0)  # 0 where it is NaN
         hidden |= np.abs(here) <= SAFETY / 2 * reach
     return hidden
-
-
-def _steepest(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Largest known difference along an axis on the cell's four edges and on those before and after them."""
-    slope = np.nan_to_num(np.abs(np.diff(values, axis=axis)))
-    slope = np.maximum(np.maximum(_part(slope, axis, 0, 8), _part(slope, axis, 1, 9)), _part(slope, axis, 2, 10))
-    for other in {1, 2, 3} - {axis}:
-        slope = np.maximum(_part(slope, other, 1, 9), _part(slope, other, 2, 10))
-    return slope
 
 
 def _hits(level: Level, sample: Sampler) -> NDArray[np.float64]:
