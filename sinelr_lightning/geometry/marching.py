@@ -87,8 +87,8 @@ def estimate_memory(resolution: int) -> int:
 
         160 MB + 350·A·(resolution/2)² bytes
 
-    with A = 24, a surface as large as the cube's own: 0.7 GB at 512 cells, 2.4 GB at 1024. Measured peaks were 280 to
-    390 bytes for each face of a cell that fits on the surface, from 512 to 1024 cells.
+    with A = 24, a surface as large as the cube's own: 0.7 GB at 512 cells, 2.4 GB at 1024. The factor was 280 to 390
+    as measured with A = 6 and A = 19 at 512 and 1024 cells.
     """
     return 160_000_000 + 350 * 24 * resolution**2 // 4
 
