@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, mesh: str, one: Run) -> dict[str, float]:
     seconds = time.perf_counter() - began
     scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("iou", "iou_near", "chamfer")}
     if seed == 0 and (method, rank) in SHOWN:
-        surface = extract_surface(task.field(), 192).mesh
+        surface = extract_surface(task.field(), 192, polish=2).mesh
         save_picture(picture_path(mesh, (method, rank), lr), shade(surface, 400, 400, up=usual_up(mesh)))
     return {"seconds": seconds, **scores}
 

@@ -114,6 +114,7 @@ def _extract(task: "OccupancyTask", resolution: int, level: float) -> "Surface":
     from rich.progress import Progress
 
     from sinelr_lightning.geometry.marching import extract_surface
+    from sinelr_lightning.tasks.occupancy import POLISH
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("", total=1.0)
@@ -122,7 +123,7 @@ def _extract(task: "OccupancyTask", resolution: int, level: float) -> "Surface":
             bar.update(line, description=stage, completed=done)
 
         # The field is a logit, log p/(1 − p).
-        return extract_surface(task.field(), resolution, math.log(level / (1 - level)), progress=show)
+        return extract_surface(task.field(), resolution, math.log(level / (1 - level)), polish=POLISH, progress=show)
 
 
 def _reduced(surface: "trimesh.Trimesh", keep_largest: bool, simplify: int | None) -> "trimesh.Trimesh":

@@ -43,7 +43,8 @@ def read_scene(
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{root}: no such folder{where}")
     if format == "auto":
         format = _detect(root)
     if format in ("llff", "colmap") and (near is not None or far is not None):

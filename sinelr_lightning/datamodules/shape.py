@@ -171,7 +171,10 @@ def read_shape(mesh: str | None, volume: str | None, padding: float, threshold: 
 
 def _read_volume(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; data.volume is a NumPy file (.npy) with an array of three axes")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(
+            f"{path} does not exist{where}; data.volume is a NumPy file (.npy) with an array of three axes"
+        )
     try:
         volume = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

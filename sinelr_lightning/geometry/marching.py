@@ -46,6 +46,7 @@ def extract_surface(
     resolution: int = 256,
     level: float = 0.0,
     *,
+    polish: int = 0,
     batch: int = 262_144,
     progress: Progress | None = None,
 ) -> Surface:
@@ -58,10 +59,14 @@ def extract_surface(
 
         x = p + t·(q - p),    t = (level - f_p)/(f_q - f_p), kept within [0.001, 0.999]
 
+    The field of a network bends within a cell, and vertices so placed lie on terraces; with `polish` the field is
+    evaluated there, and t found again between this value and that of the end on its other side (regula falsi, with the Illinois rule).
+
     Args:
         field: callback from points [N, 3] in the cube, float32, to values [N]; positive (above the level) inside.
         resolution: cells along each axis, at least 16; they are 2/resolution wide.
         level: of the field, in its own unit.
+        polish: rounds of it; each takes one evaluation a vertex.
         batch: points a call of the field, at most.
         progress: called with what is under way and the fraction of it that is done.
 
@@ -75,7 +80,7 @@ def extract_surface(
         raise UserError(f"resolution {resolution} is too coarse: it must be at least {LEAST} cells along each axis")
     sample = Sampler(field, level, batch, progress)
     refined = refine(sample, resolution)
-    vertices, faces = _mesh(refined.level, progress)
+    vertices, faces = _mesh(refined.level, sample, polish)
     if not len(faces):
         raise UserError(_nothing(refined, level))
     mesh = trimesh.Trimesh(vertices, faces, process=False)
@@ -103,10 +108,10 @@ def _nothing(refined: Refined, level: float) -> str:
     return f"the field is nowhere above the level {level:g}, so nothing is inside: {spread}"
 
 
-def _mesh(level: Level, progress: Progress | None) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+def _mesh(level: Level, sample: Sampler, polish: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """Vertices [V, 3] in the cube and faces [F, 3] of a closed level."""
     edges, ends = _edges(level)
-    vertices, faces, count = [_on_edges(level, edges, ends)], [np.zeros((0, 3), np.int32)], len(edges)
+    vertices, faces, count = [_on_edges(level, edges, ends, sample, polish)], [np.zeros((0, 3), np.int32)], len(edges)
     scale = float(np.abs(ends).max(initial=0))
     chunks = list(level.chunks())
     for done, rows in enumerate(chunks, 1):
@@ -125,8 +130,8 @@ def _mesh(level: Level, progress: Progress | None) -> tuple[NDArray[np.float64],
             count += centre.sum()
             vertices.append(level.points(nodes[centre] + local[centre].astype(np.float64)))
             faces.append(number.astype(np.int32)[found])
-        if progress is not None:
-            progress("marching cubes", done / len(chunks))
+        if sample.progress is not None:
+            sample.progress("marching cubes", done / len(chunks))
     return np.concatenate(vertices), np.concatenate(faces)
 
 
@@ -146,12 +151,29 @@ def _edges(level: Level) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return np.concatenate(keys), np.concatenate(ends)
 
 
-def _on_edges(level: Level, edges: NDArray[np.int64], ends: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Where the surface crosses edges, by linear interpolation: [E, 3]."""
-    low, high = np.abs(ends.astype(np.float64)).T
-    places = level.index(edges // 3).astype(np.float64)
-    places[np.arange(len(edges)), edges % 3] += np.clip(low / (low + high), FROM_NODES, 1 - FROM_NODES)
-    return level.points(places)
+def _on_edges(
+    level: Level, edges: NDArray[np.int64], ends: NDArray[np.float32], sample: Sampler, polish: int
+) -> NDArray[np.float64]:
+    """Where the surface crosses edges, by linear interpolation and `polish` rounds of regula falsi: [E, 3]."""
+    low, high = ends.astype(np.float64).T
+    begin, end = np.zeros(len(edges)), np.ones(len(edges))
+    moved = np.zeros(len(edges), np.int8)  # which end the last round moved: -1 low, 1 high
+
+    def place(part: slice = slice(None)) -> NDArray[np.float64]:
+        t = begin[part] + (end - begin)[part] * low[part] / (low - high)[part]
+        index = level.index(edges[part] // 3).astype(np.float64)
+        index[np.arange(len(index)), edges[part] % 3] += np.clip(t, FROM_NODES, 1 - FROM_NODES)
+        return level.points(index)
+
+    for _ in range(polish):
+        values = sample("polishing", len(edges), place)
+        t, before = begin + (end - begin) * low / (low - high), (values > 0) == (low > 0)
+        # An end that stays a second time counts half (the Illinois rule), or it would hold the vertex back.
+        low, high = np.where(~before & (moved == 1), low / 2, low), np.where(before & (moved == -1), high / 2, high)
+        begin, low = np.where(before, t, begin), np.where(before, values, low)
+        end, high = np.where(before, end, t), np.where(before, high, values)
+        moved = np.where(before, -1, 1)
+    return place()
 
 
 def _march(corners: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.int32]]:

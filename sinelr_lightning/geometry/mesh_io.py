@@ -129,7 +129,8 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; a mesh file is needed ({accepted})")
     if not path.is_file():
-        raise UserError(f"{path} does not exist; a mesh file is needed ({accepted})")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{path} does not exist{where}; a mesh file is needed ({accepted})")
     if suffix in _WITH_PACKAGE:
         module, package = _WITH_PACKAGE[suffix]
         if importlib.util.find_spec(module) is None:

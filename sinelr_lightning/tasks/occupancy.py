@@ -23,9 +23,10 @@ from sinelr_lightning.layers import LinearFactory, SineLowRank, fold
 from sinelr_lightning.models.occupancy import Activation, occupancy_network
 from sinelr_lightning.tasks.base import Schedule, Task
 
-__all__ = ["OccupancyTask"]
+__all__ = ["POLISH", "OccupancyTask"]
 
 SLICE = 256  # pixels of a picture of the field
+POLISH = 2  # rounds by which the vertices of a surface are brought onto it
 SURFACE_SAMPLES = 100_000  # points drawn from each surface
 
 log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class OccupancyTask(Task):
             truth = self.trainer.datamodule.shape.surface  # ty: ignore[missing-attribute]
             field = self.field()
             try:
-                surface = extract_surface(field, self.resolution).mesh
+                surface = extract_surface(field, self.resolution, polish=POLISH).mesh
             except UserError as error:
                 log.warning("no surface to score at step %d: %s", self.global_step, error)
             else:

@@ -227,3 +227,16 @@ def test_parts_thinner_than_a_coarse_cell_are_found_whole(field, volumes):
     found = sorted(part.volume for part in mesh.split())
     np.testing.assert_allclose(found, volumes, rtol=0.1)  # a rod of three cells is an inscribed polygon
     np.testing.assert_allclose(found[-1], volumes[-1], rtol=0.01)
+
+
+def test_polishing_brings_vertices_onto_a_field_that_bends():
+    def steep(points):  # logits of a network: flat away from the surface, not the same on both sides
+        away = ball(points)
+        return np.where(away > 0, 3 * np.tanh(40 * away), 20 * away) + 100 * away**3
+
+    rough, fine = (extract_surface(steep, 40, polish=rounds) for rounds in (0, 4))
+    errors = [np.abs(np.linalg.norm(s.mesh.vertices, axis=1) - 0.7) for s in (rough, fine)]
+    assert errors[0].max() > 1e-2 and errors[1].max() < 1e-3
+    assert (rough.mesh.faces == fine.mesh.faces).all()
+    assert_sound(fine.mesh)
+    assert fine.evaluations == rough.evaluations + 4 * len(fine.mesh.vertices)
