@@ -92,7 +92,7 @@ class Report(L.Callback):
         figures = {
             "best": {**self.best, "step": self.best_step} if self.best else {},
             "last": {**self.last, "step": self.last_step} if self.last else {},
-            "samples": _samples(pl_module, "val"),
+            **_details(pl_module, "val"),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "seconds": round(self.seconds, 1),
@@ -113,7 +113,7 @@ class Report(L.Callback):
 
     def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         figures = self.last if stage == "val" else _figures(trainer, f"{stage}/")
-        entry = {**figures, "samples": _samples(pl_module, stage), "checkpoint": str(trainer.ckpt_path or "")}
+        entry = {**figures, **_details(pl_module, stage), "checkpoint": str(trainer.ckpt_path or "")}
         self._write(trainer, pl_module, "validate" if stage == "val" else stage, entry)
         self._say("  ".join(f"{name} {value:.6g}" for name, value in figures.items()) or "no figures were logged")
         self._say(f"written to {run_folder(trainer) / 'metrics.json'}")
@@ -172,9 +172,8 @@ def _figures(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
-def _samples(pl_module: L.LightningModule, stage: str) -> dict[str, dict[str, float]]:
-    scores = pl_module.scores.get(stage, {}) if isinstance(pl_module, Task) else {}
-    return {str(number): values for number, values in scores.items()}
+def _details(pl_module: L.LightningModule, stage: str) -> dict[str, Any]:
+    return pl_module.details(stage) if isinstance(pl_module, Task) else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def extract_surface(
         x = p + t·(q - p),    t = (level - f_p)/(f_q - f_p), kept within [0.001, 0.999]
 
     The field of a network bends within a cell, and vertices so placed lie on terraces; with `polish` the field is
-    evaluated there, and t found again between this value and that of the end on its other side (regula falsi, with the Illinois rule).
+    evaluated there, and t found again between this value and that of the end on its other side (regula falsi with the
+    Illinois rule).
 
     Args:
         field: callback from points [N, 3] in the cube, float32, to values [N]; positive (above the level) inside.

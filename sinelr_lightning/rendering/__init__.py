@@ -18,6 +18,7 @@ and with proposal sampling (`proposal` is a small network whose colour nobody lo
     loss = loss + interlevel_loss(new, final.weights, edges, first.weights)
 """
 
+from sinelr_lightning.rendering.confusion import confusion_picture
 from sinelr_lightning.rendering.image import depth_image, save_png, side_by_side, to_uint8
 from sinelr_lightning.rendering.ndc import ndc_depth_to_depth, ndc_rays
 from sinelr_lightning.rendering.paths import look_at, orbit_path, spiral_path
@@ -45,6 +46,7 @@ __all__ = [
     "Field",
     "Rendered",
     "composite",
+    "confusion_picture",
     "depth_image",
     "distort",
     "distortion_loss",

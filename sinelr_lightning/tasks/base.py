@@ -105,6 +105,10 @@ class Task(L.LightningModule):
         """Figures of all samples from those of each: the means, unless the subclass knows better."""
         return mean_scores(samples)
 
+    def details(self, stage: str) -> dict[str, Any]:
+        """What metrics.json says of an evaluation beside its figures: the scores of each sample."""
+        return {"samples": {str(number): values for number, values in self.scores.get(stage, {}).items()}}
+
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that show the result of the run in folder `run`, printed at its end."""
         return []
