@@ -29,6 +29,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "sinelr_lightning.commands.mesh:mesh",
         "Extract the surface of an occupancy checkpoint as a mesh, with a picture of it.",
     ),
+    "export": (
+        "sinelr_lightning.commands.export:export",
+        "Write the network of a checkpoint as ONNX, as a torch.export program or as plain tensors.",
+    ),
 }
 
 # Verbs that LightningCLI runs.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     Kind = TypeVar("Kind", bound=Task)
 
-__all__ = ["load"]
+__all__ = ["load", "usable_device"]
 
 
 def load(ckpt_path: str, kind: "type[Kind]", device: str) -> "Kind":
@@ -24,10 +24,15 @@ def load(ckpt_path: str, kind: "type[Kind]", device: str) -> "Kind":
     task = load_task(checkpoint)
     if not isinstance(task, kind):
         raise UserError(f"{checkpoint} holds a {type(task).__name__}, this command needs a {kind.__name__}")
-    return task.to(_usable(device))
+    return task.to(usable_device(device))
 
 
-def _usable(name: str) -> str:
+def usable_device(name: str) -> str:
+    """Give the device that `name` means: that of the GPU for `auto`, if there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
     import torch
 
     if name == "auto":

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import LinearFactory, parameter_groups, summarize
 
-__all__ = ["Schedule", "Task"]
+__all__ = ["ExportParts", "Schedule", "Task"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,21 @@ class Schedule:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
+@dataclass(frozen=True)
+class ExportParts:
+    """What `sinelr export` needs of a task.
+
+    Attributes:
+        network: maps one tensor [N, …] to one tensor [N, …].
+        example: an input of at least one row.
+        metadata: what a user of the file must know, the meaning of input and output first: plain values.
+    """
+
+    network: torch.nn.Module
+    example: Tensor
+    metadata: dict[str, Any]
+
+
 class Task(L.LightningModule):
     """Base of the tasks. A subclass builds its networks and writes `training_step` (returning the loss) and the rest.
 
@@ -112,6 +127,14 @@ class Task(L.LightningModule):
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that show the result of the run in folder `run`, printed at its end."""
         return []
+
+    def export_parts(self) -> ExportParts:
+        """Give the network that `sinelr export` writes, an input for it, and what its user must know.
+
+        Raises:
+            UserError: the task has no network from one tensor to one.
+        """
+        raise UserError(f"a {type(self).__name__} cannot be exported: it has no network from one tensor to one")
 
     # -- optimiser and schedule ----------------------------------------------------------------------------------
     def configure_optimizers(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sinelr_lightning.geometry.metrics import compare_surfaces
 from sinelr_lightning.geometry.picture import shade, usual_up
 from sinelr_lightning.layers import LinearFactory, SineLowRank, fold
 from sinelr_lightning.models.occupancy import Activation, occupancy_network
-from sinelr_lightning.tasks.base import Schedule, Task
+from sinelr_lightning.tasks.base import ExportParts, Schedule, Task
 
 __all__ = ["POLISH", "OccupancyTask"]
 
@@ -273,6 +273,19 @@ class OccupancyTask(Task):
         """How the data were sampled and the surface extracted."""
         data = self.trainer.datamodule.protocol()  # ty: ignore[missing-attribute]
         return {**data, "surface_resolution": self.resolution, "surface_samples": SURFACE_SAMPLES, "surface_seed": 0}
+
+    def export_parts(self) -> ExportParts:
+        """The network, points [N, 3] → logits [N], and where its cube lies in the shape's coordinates."""
+        assert self.placement is not None
+        metadata = {
+            "input": "points [N, 3] of the cube from -1 to 1: (x - centre) / scale, x in the shape's coordinates",
+            "output": "logits [N], log(p / (1 - p)) with p the probability of being inside, at the surface p = level",
+            "placement": self.placement.to_dict(),
+            "level": 0.5,
+            "source": self.source,
+        }
+        points = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return ExportParts(self.network, points, metadata)
 
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that show the shape."""
