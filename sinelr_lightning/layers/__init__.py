@@ -13,6 +13,7 @@ from sinelr_lightning.layers.factory import Dense, LinearFactory
 from sinelr_lightning.layers.fold import cached_weights, fold
 from sinelr_lightning.layers.groups import parameter_groups
 from sinelr_lightning.layers.low_rank import LowRank
+from sinelr_lightning.layers.packed import FactorizedAttention
 from sinelr_lightning.layers.sine_low_rank import SineLowRank
 from sinelr_lightning.layers.summary import LayerSummary, Summary, summarize
 
@@ -21,6 +22,7 @@ __all__ = [
     "Dense",
     "FactorGroup",
     "Factorization",
+    "FactorizedAttention",
     "FactorizedConv1d",
     "FactorizedConv2d",
     "FactorizedConv3d",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.factorized import FactorizedConv, FactorizedLayer, FactorizedLinear
+from sinelr_lightning.layers.packed import FactorizedAttention, unpack
 
 __all__ = ["ThinLinear", "cached_weights", "fold"]
 
@@ -38,7 +39,8 @@ def fold(model: nn.Module, tolerance: float | None = None) -> nn.Module:
 
     The inverse of `convert`, for serving. A factorized linear layer becomes `nn.Linear`; with `tolerance` it becomes
     two thin `nn.Linear` in a row (`ThinLinear`), the truncated SVD of W, where these multiply less: r(m + n) < m·n
-    for the smallest r with ‖W − W_r‖_F ≤ tolerance·‖W‖_F. A factorized convolution becomes its `nn.ConvNd`.
+    for the smallest r with ‖W − W_r‖_F ≤ tolerance·‖W‖_F. A factorized convolution becomes its `nn.ConvNd`, and an
+    attention's projection its one packed parameter, at any tolerance.
 
     Args:
         model: any module; if it is itself a factorized layer, take the returned one.
@@ -51,6 +53,9 @@ def fold(model: nn.Module, tolerance: float | None = None) -> nn.Module:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     if isinstance(model, FactorizedLayer):
         return _folded(model, tolerance)
+    for module in list(model.modules()):
+        if isinstance(module, FactorizedAttention):
+            unpack(module)
     folded: dict[nn.Module, nn.Module] = {}  # a layer that stands in several places stays one layer
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, FactorizedLayer):
@@ -131,7 +136,7 @@ def cached_weights(model: nn.Module) -> Generator[None]:
         for layer in layers:
             factors = layer.factors()
             served = layer.factorization.served(*factors)
-            if isinstance(layer, FactorizedConv) and len(served) > 1:
+            if not isinstance(layer, FactorizedLinear) and len(served) > 1:
                 served = (layer.factorization.weight(*factors),)
             layer._served = tuple(matrix.to(layer.factor_dtype) for matrix in served)
     try:
