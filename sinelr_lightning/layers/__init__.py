@@ -15,7 +15,7 @@ from sinelr_lightning.layers.groups import parameter_groups
 from sinelr_lightning.layers.low_rank import LowRank
 from sinelr_lightning.layers.packed import FactorizedAttention
 from sinelr_lightning.layers.sine_low_rank import SineLowRank
-from sinelr_lightning.layers.summary import LayerSummary, Summary, summarize
+from sinelr_lightning.layers.summary import GroupSummary, LayerSummary, Summary, summarize
 
 __all__ = [
     "Conversion",
@@ -28,6 +28,7 @@ __all__ = [
     "FactorizedConv3d",
     "FactorizedLayer",
     "FactorizedLinear",
+    "GroupSummary",
     "LayerSummary",
     "LinearFactory",
     "LowRank",

@@ -110,6 +110,14 @@ class Factorization(LinearFactory):
         """Constants that stand for the weight in an evaluation: `(W,)`, or `(A, B)` with W = A·B where cheaper."""
         return (self.weight(*factors),)
 
+    def multiply_adds(self, *factors: Tensor) -> int:
+        """Multiply-adds of `linear` for one row of x, forward: m·n where W is formed.
+
+        What forms W, or the thin factors in its place, is spent once a step and not once a row, and is not counted.
+        """
+        with torch.device("meta"):
+            return self.weight(*(factor.to("meta") for factor in factors)).numel()
+
     def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:
         """A factorization of this family and factors whose weight approximates `target` [m, n] (Frobenius norm)."""
         from sinelr_lightning.layers.fit import descend

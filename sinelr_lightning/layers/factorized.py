@@ -105,6 +105,10 @@ class FactorizedLayer(nn.Module):
         """The type of the factors, integer ones apart."""
         return next(f.dtype for f in self.factors() if f.is_floating_point())
 
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the product with one row, forward: m·n, as the weight is formed."""
+        return math.prod(self.weight_shape)
+
     @property
     def served(self) -> tuple[Tensor, ...] | None:
         """The constants of `cached_weights`; none while gradients are recorded, which must reach the factors."""
@@ -149,6 +153,10 @@ class FactorizedLinear(FactorizedLayer):
         for matrix in reversed(served[1:]):
             x = F.linear(x, matrix.to(x.dtype))
         return F.linear(x, served[0].to(x.dtype), bias)
+
+    def multiply_adds(self) -> int:
+        """Those of the factorization: fewer than m·n where it multiplies without forming the weight."""
+        return self.factorization.multiply_adds(*self.factors())
 
     def extra_repr(self) -> str:
         bias = self.bias is not None

@@ -45,6 +45,10 @@ class LowRank(Factorization):
         """Two thin products, (x·V)·Uᵀ + bias: W is never formed."""
         return torch.nn.functional.linear(x @ V.to(x.dtype), U.to(x.dtype), bias)
 
+    def multiply_adds(self, U: Tensor, V: Tensor) -> int:
+        """rank·(m + n)."""
+        return U.numel() + V.numel()
+
     def served(self, U: Tensor, V: Tensor) -> tuple[Tensor, ...]:
         """(U, Vᵀ): the factors themselves."""
         return U, V.t()

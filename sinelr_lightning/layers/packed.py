@@ -48,7 +48,7 @@ class FactorizedAttention(nn.MultiheadAttention):
     _formed: Tensor | None
 
     @property
-    def in_proj_weight(self) -> Tensor:  # ty: ignore[invalid-method-override]
+    def in_proj_weight(self) -> Tensor:
         """The projections of query, key and value one above the other, [3E, E]; gradients flow to the factors."""
         if self._formed is not None:
             return self._formed
@@ -79,4 +79,4 @@ def unpack(attention: FactorizedAttention) -> None:
     weight = nn.Parameter(attention.in_proj_weight.detach().clone(), requires_grad=trained)
     del attention.in_proj, attention._formed
     attention.__class__ = nn.MultiheadAttention
-    attention.in_proj_weight = weight
+    attention.register_parameter("in_proj_weight", weight)

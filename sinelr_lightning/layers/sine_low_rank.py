@@ -86,6 +86,13 @@ class SineLowRank(Factorization):
             return self._formed_linear(x, bias, U, V)
         return sine_ops.sine_linear(x, U, V, bias, self.omega(n), self.divisor(n))
 
+    @torch.no_grad()
+    def multiply_adds(self, U: Tensor, V: Tensor) -> int:
+        """m·n, or r(m + n) with the r columns of the thin factors at the present phases."""
+        m, n = U.shape[0], V.shape[0]
+        nodes = thin_nodes(U, V, self.omega(n), U.dtype)
+        return m * n if nodes is None else nodes.columns(self.rank) * (m + n)
+
     def served(self, U: Tensor, V: Tensor) -> tuple[Tensor, ...]:
         """(W,), or the thin factors (P, Qᵀ) at rank 1 and 2 while they are cheaper."""
         n = V.shape[0]

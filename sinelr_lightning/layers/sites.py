@@ -227,7 +227,7 @@ def ranked(factory: LinearFactory, rank: int) -> Any:
     """
     if not isinstance(factory, Factorization) or "rank" not in {f.name for f in fields(factory)}:
         raise ValueError(f"ranks and budget need a factorization with a rank, got {type(factory).__name__}")
-    return replace(factory, rank=rank)  # ty: ignore[unknown-argument]
+    return replace(factory, rank=rank)
 
 
 def set_ranks(sites: dict[str, Site], ranks: dict[str, int]) -> None:
