@@ -1,13 +1,10 @@
 """`sinelr export`: the network of a checkpoint as a file that is used without this package."""
 
 import copy
-import importlib.util
-import io
 import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +12,6 @@ from sinelr_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.export import ExportedProgram
-
-    from sinelr_lightning.layers import FactorizedLayer
 
 __all__ = ["export"]
 
@@ -57,13 +51,13 @@ def export(
     """
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise UserError(f"tolerance must be a positive number, got {tolerance}")
-    path = Path(out)
-    container = _container(path)
+    from sinelr_lightning.commands.export_formats import format_of
     from sinelr_lightning.commands.loading import usable_device
-    from sinelr_lightning.files import atomic_path
     from sinelr_lightning.layers import fold
     from sinelr_lightning.runs import load_checkpoint, load_task, resolve_checkpoint
 
+    path = Path(out)
+    written_as = format_of(path)
     checkpoint = resolve_checkpoint(ckpt_path)
     task = load_task(checkpoint).to(usable_device(device))
     parts = task.export_parts()
@@ -79,39 +73,16 @@ def export(
     if form == "thin":
         facts["tolerance"] = tolerance
     example = _rows(parts.example.to(task.device))
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(container.encode(network, example, _as_text({**parts.metadata, **facts})))
-            difference, largest = _compare(container.decode(temporary, network), parts.network, example)
-            kilobytes = temporary.stat().st_size / 1000
-            if not difference <= LARGEST_DIFFERENCE * largest:
-                smaller = f", take a --tolerance below {tolerance:g}" if form == "thin" else ""
-                raise UserError(
-                    f"{path} is not written: its output differs from the network's by {difference:.1e}, the largest "
-                    f"of which is {largest:.1e}{smaller}"
-                )
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    content = written_as.encode(network, example, _as_text({**parts.metadata, **facts}))
+
+    def compare(written: Path) -> tuple[float, float]:
+        return _compare(written_as.decode(written, network), parts.network, example)
+
+    difference, largest = _write(path, content, compare, "; take a smaller --tolerance" if form == "thin" else "")
     sys.stderr.write(
-        f"{path}: {form}, {kilobytes:,.1f} kB, {facts['parameters']:,} parameters, {facts['weights']}; loaded again, "
-        f"it differs from the network by at most {difference:.1e} at {ROWS} rows, where the output reaches "
-        f"{largest:.2g}\n"
+        f"{path}: {form}, {len(content) / 1000:,.1f} kB, {facts['parameters']:,} parameters, {facts['weights']}; "
+        f"read back, its output, up to {largest:.2g}, differs from the network's by at most {difference:.1e}\n"
     )
-
-
-def _container(path: Path) -> "Container":
-    """The kind of file that the suffix names.
-
-    Raises:
-        UserError: there is none, or its packages are not installed.
-    """
-    container = CONTAINERS.get(path.suffix.lower())
-    if container is None:
-        raise UserError(f"{path}: a network is written as {', '.join(CONTAINERS)}")
-    missing = [name for name in container.packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f'{path}: {path.suffix} needs {", ".join(missing)}: pip install -e ".[export]"')
-    return container
 
 
 def _which_weights(checkpoint: dict[str, Any]) -> str:
@@ -147,141 +118,25 @@ def _compare(run: "Callable[[Tensor], Tensor]", network: "nn.Module", example: "
     return max(float(difference), float(alone)), float(truth.abs().max())
 
 
-# -- programs and graphs ---------------------------------------------------------------------------------------------
-
-
-def _traced(network: "nn.Module", example: "Tensor") -> "tuple[ExportedProgram, Any]":
-    """The network as a program of any number of rows, and how that is said."""
-    import torch
-
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
-    program.example_inputs = None  # they would be stored
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if hasattr(module, "graph") else ():
-            node.meta.pop("stack_trace", None)  # places in the files of this machine
-    return program, shapes
-
-
-def _encode_pt2(network: "nn.Module", example: "Tensor", metadata: dict[str, str]) -> bytes:
-    import torch
-
-    program, _ = _traced(network, example)
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata, ensure_ascii=False)})
-    return content.getvalue()
-
-
-def _decode_pt2(path: Path, network: "nn.Module") -> "Callable[[Tensor], Tensor]":
-    import torch
-
-    return torch.export.load(path).module()
-
-
-def _encode_onnx(network: "nn.Module", example: "Tensor", metadata: dict[str, str]) -> bytes:
-    import onnx
-    import torch
-
-    program, shapes = _traced(network, example)
-    # The optimiser would multiply the factors out: a file of the size of the dense one, with the sine still in it.
-    graph = torch.onnx.export(
-        program,
-        dynamic_shapes=shapes,
-        input_names=["input"],
-        output_names=["output"],
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
-    assert graph is not None
-    proto = graph.model_proto
-    inside = proto.graph
-    for part in (*inside.node, *inside.value_info, *inside.initializer, *inside.input, *inside.output):
-        part.ClearField("metadata_props")  # the exporter's notes, longer than the weights of a small network
-    onnx.helper.set_model_props(proto, metadata)
-    return proto.SerializeToString()
-
-
-def _decode_onnx(path: Path, network: "nn.Module") -> "Callable[[Tensor], Tensor]":
-    import onnxruntime
-    import torch
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"input": x.cpu().numpy()})[0])
-
-
-# -- tensors alone ---------------------------------------------------------------------------------------------------
-
-
-def _encode_safetensors(network: "nn.Module", example: "Tensor", metadata: dict[str, str]) -> bytes:
-    from safetensors.torch import save
-
-    from sinelr_lightning.layers import FactorizedLayer
-
-    layers = {
-        name: _formula(layer)
-        for name, layer in network.named_modules(remove_duplicate=False)
-        if isinstance(layer, FactorizedLayer)
-    }
-    # A layer's state may have numbers of its formula, `hyper.gain`; here they stand in `layers`.
-    state = {name: tensor for name, tensor in network.state_dict().items() if ".hyper." not in f".{name}"}
-    # Cloned, because a tensor that stands in two places is refused.
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    return save(tensors, {**metadata, "layers": json.dumps(layers)} if layers else metadata)
-
-
-def _decode_safetensors(path: Path, network: "nn.Module") -> "Callable[[Tensor], Tensor]":
-    """Form the weights as any reader must, from what the file says alone, and put them into dense layers."""
-    import torch
-    from safetensors import safe_open
-
-    from sinelr_lightning.layers import fold
-
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        layers = json.loads(file.metadata().get("layers", "{}"))
-    for name, layer in layers.items():
-        prefix = f"{name}." if name else ""
-        product = tensors.pop(f"{prefix}U") @ tensors.pop(f"{prefix}V").T
-        weight = torch.sin(layer["frequency"] * product) / layer["gain"] if "frequency" in layer else product
-        tensors[f"{prefix}weight"] = weight.reshape(layer["shape"])
-    dense = fold(copy.deepcopy(network))
-    dense.load_state_dict(tensors)
-    return dense
-
-
-def _formula(layer: "FactorizedLayer") -> dict[str, Any]:
-    """How the weight follows from the tensors `U` and `V` of the layer.
+def _write(
+    path: Path, content: bytes, compare: Callable[[Path], tuple[float, float]], remedy: str
+) -> tuple[float, float]:
+    """Write the file and compare it with the network before it comes to its place; what `compare` gave.
 
     Raises:
-        UserError: a factorization that is neither a sine's nor plain low rank.
+        UserError: it differs, or cannot be written.
     """
-    from sinelr_lightning.layers import LowRank, SineLowRank
-    from sinelr_lightning.layers.factorized import FactorizedConv
+    from sinelr_lightning.files import atomic_path
 
-    m, n = layer.weight_shape
-    shape = [m, layer.in_channels, *layer.kernel_size] if isinstance(layer, FactorizedConv) else [m, n]
-    made = layer.factorization
-    if type(made) is SineLowRank:
-        numbers = {"frequency": made.omega(n), "gain": made.divisor(n)}
-        return {"formula": "W = sin(frequency * U @ V.T) / gain", **numbers, "shape": shape}
-    if type(made) is LowRank:
-        return {"formula": "W = U @ V.T", "shape": shape}
-    raise UserError(f"the compact form of a {type(made).__name__} has no formula for .safetensors: take --form dense")
-
-
-@dataclass(frozen=True)
-class Container:
-    """A kind of file: the packages it needs, what makes its content, and what makes it runnable again."""
-
-    packages: tuple[str, ...]
-    encode: "Callable[[nn.Module, Tensor, dict[str, str]], bytes]"
-    decode: "Callable[[Path, nn.Module], Callable[[Tensor], Tensor]]"
-
-
-CONTAINERS = {
-    ".pt2": Container((), _encode_pt2, _decode_pt2),
-    ".onnx": Container(("onnx", "onnxscript", "onnxruntime"), _encode_onnx, _decode_onnx),
-    ".safetensors": Container(("safetensors",), _encode_safetensors, _decode_safetensors),
-}
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+            difference, largest = compare(temporary)
+            if not difference <= LARGEST_DIFFERENCE * largest:
+                raise UserError(
+                    f"{path} is not written: its output, up to {largest:.2g}, would differ from the network's by "
+                    f"{difference:.1e}, more than {LARGEST_DIFFERENCE:g} of it{remedy}"
+                )
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return difference, largest
