@@ -34,7 +34,8 @@ def export(
     - `.onnx`: a graph from `input` to `output`, for ONNX Runtime and others; metadata in its properties.
     - `.safetensors`: tensors without a program, the `state_dict` of the network in the form asked for; metadata in
       its header. In the compact form their entry `layers` has, for each factorized layer, the formula of its weight
-      with the numbers in it, and the weight's shape.
+      with the numbers in it, and the weight's shape; an attention's `in_proj.q`, `.k`, `.v` stand one above the other
+      in its `in_proj_weight`.
 
     Programs and graphs take any number of rows from 1. Metadata are this package's version, the task, which weights,
     the form, the number of parameters, and what the task says of input and output; what is not text is JSON.

@@ -1,3 +1,4 @@
+import inspect
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from toy import ToyTask
 import sinelr_lightning
 from sinelr_lightning.cli import main
 from sinelr_lightning.geometry.mesh_io import CubePlacement
-from sinelr_lightning.layers import FactorizedConv2d, LowRank, SineLowRank
+from sinelr_lightning.layers import LowRank, SineLowRank, convert
 from sinelr_lightning.runs import load_task
 from sinelr_lightning.tasks import OccupancyTask, Task
 from sinelr_lightning.tasks.base import ExportParts
@@ -23,15 +24,30 @@ PACKAGES = {".pt2": [], ".onnx": ["onnx", "onnxscript", "onnxruntime"], ".safete
 every_suffix = pytest.mark.parametrize("suffix", PACKAGES)
 
 
-class ImageTask(Task):
-    """Images [N, 3, 8, 8] → logits [N, 2], by a convolution with a gain of its own and a layer of plain low rank."""
+class ImageNetwork(nn.Module):
+    """Of torch alone: readers take its source."""
 
     def __init__(self) -> None:
         super().__init__()
-        convolution = FactorizedConv2d(SineLowRank(2), 3, 32, 3, stride=2, padding=1)
-        convolution.factorization = replace(convolution.factorization, gain=3.0)
-        layers = [convolution, nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), LowRank(2)(512, 32), nn.Linear(32, 2)]
-        self.network = nn.Sequential(*layers)
+        self.patches = nn.Conv2d(3, 32, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(32)
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.patches(x)).relu().flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class ImageTask(Task):
+    """Images [N, 3, 8, 8] → logits [N, 2]; its convolution has a gain of its own, its attention plain low rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = ImageNetwork()
+        convert(self.network, SineLowRank(2), include=["patches"])
+        convert(self.network, LowRank(2), include=["attention.*"])
+        self.network.patches.factorization = replace(self.network.patches.factorization, gain=3.0)
 
     def export_parts(self) -> ExportParts:
         metadata = {"class_names": ["cat", "Hündin"], "preprocessing": {"mean": [0.5, 0.5, 0.5], "size": 8}}
@@ -105,11 +121,14 @@ def network(state, h):
         h = torch.exp(-50 * torch.nn.functional.linear(h, state[f"{name}.weight"], state[f"{name}.bias"]) ** 2)
     return (h @ state["head.weight"].T + state["head.bias"])[:, 0]
 """
-IMAGES = """
+IMAGES = f"""
+from torch import Tensor, nn
+{inspect.getsource(ImageNetwork)}
 def network(state, x):
-    from torch import nn
-    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32)]
-    model = nn.Sequential(*layers, nn.Linear(32, 2)).eval().requires_grad_(False)
+    for part in [name for name in state if name.endswith("in_proj.q.weight")]:
+        name = part.removesuffix(".q.weight")
+        state[f"{{name}}_weight"] = torch.cat([state.pop(f"{{name}}.{{part}}.weight") for part in "qkv"])
+    model = ImageNetwork().eval().requires_grad_(False)
     model.load_state_dict(state)
     return model(x)
 """
@@ -192,10 +211,11 @@ def test_tensors_of_the_compact_form_are_the_factors(images, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     path = export(images, tmp_path / "images.safetensors")
     state = load_task(images).network.state_dict()
-    assert state.pop("0.hyper.gain") == 3.0
+    assert state.pop("patches.hyper.gain") == 3.0
     torch.testing.assert_close(safetensors.load_file(path), dict(state), rtol=0, atol=0)
     layers = json.loads(metadata(path)["layers"])
-    assert layers["0"]["gain"] == 3.0 and layers["0"]["shape"] == [32, 3, 3, 3] and "gain" not in layers["4"]
+    assert layers.keys() == {"patches", *(f"attention.in_proj.{part}" for part in "qkv"), "attention.out_proj"}
+    assert layers["patches"]["gain"] == 3.0 and layers["patches"]["shape"] == [32, 3, 3, 3]
 
 
 @every_suffix
