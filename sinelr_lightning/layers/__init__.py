@@ -10,6 +10,7 @@ from sinelr_lightning.layers.factorized import (
     FactorizedLinear,
 )
 from sinelr_lightning.layers.factory import Dense, LinearFactory
+from sinelr_lightning.layers.fit import Fit
 from sinelr_lightning.layers.fold import cached_weights, fold
 from sinelr_lightning.layers.groups import parameter_groups
 from sinelr_lightning.layers.low_rank import LowRank
@@ -28,6 +29,7 @@ __all__ = [
     "FactorizedConv3d",
     "FactorizedLayer",
     "FactorizedLinear",
+    "Fit",
     "GroupSummary",
     "LayerSummary",
     "LinearFactory",

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
+from sinelr_lightning.layers.budget import choose_ranks
+from sinelr_lightning.layers.calibrate import measure_moments
 from sinelr_lightning.layers.factorization import Factorization
 from sinelr_lightning.layers.factory import LinearFactory
+from sinelr_lightning.layers.fit import Fit, Progress, fit_matrices
 from sinelr_lightning.layers.sites import (
     Pattern,
     Site,
@@ -23,14 +26,53 @@ __all__ = ["Conversion", "Pattern", "convert"]
 
 @dataclass
 class Conversion:
-    """What `convert` did: names of the layers replaced, and of those left with the reason."""
+    """What `convert` did.
+
+    Attributes:
+        converted: names of the layers replaced, as patterns take them.
+        skipped: names of those left, with the reason.
+        ranks: of each factorized layer by its name, `….in_proj.q` in a packed projection. As `ranks=` of another
+            `convert` they make the same layers in a fresh model, which can then load this one's state.
+        fits: how near each layer came to its weight, with `init="fit"`.
+    """
 
     converted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        left = "".join(f"\n  left {name}: {reason}" for name, reason in self.skipped.items())
-        return f"converted {len(self.converted)} layers{left}"
+        left = [f"  left {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join([f"converted {len(self.converted)} layers", *left, *_fit_table(self.fits)])
+
+
+def _fit_table(fits: Mapping[str, Fit]) -> list[str]:
+    """Relative errors of each layer beside those of the truncated SVD, and what the factors saved over it."""
+    if not fits:
+        return []
+    measured = any(fit.output_error is not None for fit in fits.values())
+    head = f"{'relative errors (truncated SVD of equal rank)':<46} {'rank':>5} {'weight':>17}"
+    lines = [head + (f" {'output':>17}" if measured else "")]
+    for name, fit in fits.items():
+        short = name if len(name) <= 46 else f"…{name[-45:]}"
+        line = f"{short:<46} {fit.rank or '':>5} {_pair(fit.weight_error, fit.svd_weight_error):>17}"
+        lines.append(line + (f" {_pair(fit.output_error, fit.svd_output_error):>17}" if measured else ""))
+    # A layer of plain low rank is the truncated SVD, which needs no telling.
+    rivals = {n: fit for n, fit in fits.items() if fit.improvement is not None and fit.family != "LowRank"}
+    none = [name for name, fit in rivals.items() if (fit.improvement or 0) < 0.01]
+    if none:
+        family, few = rivals[none[0]].family, ", ".join(none[:3]) + (", …" if len(none) > 3 else "")
+        lines.append(
+            f"{family} came less than 1 % nearer than the truncated SVD in {len(none)} of {len(rivals)} layers "
+            f"({few}): LowRank does as well there."
+        )
+    return lines
+
+
+def _pair(ours: float | None, svd: float | None) -> str:
+    if ours is None:
+        return ""
+    return f"{ours:.4f}" + ("" if svd is None else f" ({svd:.4f})")
 
 
 def convert(
@@ -40,6 +82,9 @@ def convert(
     exclude: Iterable[Pattern] = (),
     init: Literal["fresh", "fit"] = "fresh",
     ranks: Mapping[str, int] | None = None,
+    budget: float | None = None,
+    calibration: Iterable[Any] | None = None,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Change `model` in place: its linear layers, convolutions and attention projections get weights by `factory`.
 
@@ -60,23 +105,42 @@ def convert(
             change hyperparameters of single layers (the gain of a sine); these travel in `state_dict`.
         ranks: pattern → rank in place of the factory's for the layers whose name it takes, the first pattern that
             does; `….in_proj.v` for one part of a projection.
+        budget: share of the dense model's parameters, all of them counted, that the converted model may have. Each
+            layer's rank is then chosen (`layers.budget`), and the factory's own has no say.
+        calibration: a few batches of the model's inputs: a tensor each, or a tuple of arguments, or a mapping of
+            named ones. A fit then minimises the error of each layer's output over these instead of that of its
+            weight, and a budget goes by the same measure.
+        progress: called after each batch of fitted layers with what was fitted, the layers done, and those to do.
 
     Raises:
-        ValueError: a pattern matches no layer (with the nearest names), `ranks` with a factory that has none, an
-            unknown `init`, "fit" with a factory whose layers have no factors. The model is unchanged then.
+        ValueError: a pattern matches no layer (with the nearest names), an unknown `init`, "fit" with a factory whose
+            layers have no factors, `ranks` or `budget` with a factory that has no rank, both at once, a budget that
+            is no share or cannot be reached (with the smallest that can), `calibration` with nothing to use it,
+            without batches or with inputs that are not finite. The model is unchanged then.
     """
     if init not in ("fresh", "fit"):
         raise ValueError(f'init must be "fresh" or "fit", got {init!r}')
     if init == "fit" and not isinstance(factory, Factorization):
         raise ValueError(f'init="fit" needs a factorization, got {type(factory).__name__}')
+    if budget is not None and not 0 < budget < 1:
+        raise ValueError(f"budget must be a share of the parameters in (0, 1), got {budget}")
+    if budget is not None and ranks:
+        raise ValueError("budget chooses the ranks of all layers: give ranks or budget, not both")
+    if calibration is not None and init != "fit" and budget is None:
+        raise ValueError('calibration serves init="fit" or a budget, and neither was asked for')
     sites = _chosen(model, factory, list(include), list(exclude))
-    set_ranks(sites, dict(ranks or {}))
+    # A layer stays dense under a budget if not even rank 1 is smaller.
+    set_ranks(sites, dict(ranks or {}) if budget is None else {"*": 1})
     result = Conversion()
     chosen = _willing(model, sites, result)
-    for site in chosen:
-        if init == "fit":
-            for matrix in site.matrices.values():
-                matrix.fitted = matrix.factory.fit(matrix.weight)
+    matrices = [matrix for site in chosen for matrix in site.matrices.values()]
+    if calibration is not None:
+        measure_moments(model, chosen, calibration)
+    if budget is not None:
+        choose_ranks(matrices, budget, sum(p.numel() for p in model.parameters()))
+    if init == "fit":
+        result.fits = fit_matrices(matrices, progress)
+    result.ranks = {matrix.name: matrix.rank for matrix in matrices if matrix.rank is not None}
     for site in chosen:
         site.install(model)
     return result

@@ -120,9 +120,23 @@ class Factorization(LinearFactory):
 
     def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:
         """A factorization of this family and factors whose weight approximates `target` [m, n] (Frobenius norm)."""
+        return self.fit_all(target[None], steps=steps)[0]
+
+    def fit_all(
+        self, targets: Tensor, moments: Tensor | None = None, steps: int = 200
+    ) -> list[tuple[Self, dict[str, Tensor]]]:
+        """`fit` of L weights of one shape [L, m, n]; hyperparameters may come out different for each.
+
+        With second moments C [L, n, n] of the layers' inputs the errors of the outputs are minimised,
+        ‖(W − Ŵ)·C^½‖_F. By default each weight is descended to from freshly drawn factors.
+        """
         from sinelr_lightning.layers.fit import descend
 
-        return self, descend(self, self.factors(*target.shape), target, steps)
+        made = []
+        for i, target in enumerate(wide(targets)):
+            start = {name: factor.to(target.device) for name, factor in self.factors(*target.shape).items()}
+            made.append((self, descend(self, start, target, steps, None if moments is None else moments[i])))
+        return made
 
     def groups(self) -> dict[str, FactorGroup]:
         """Optimiser settings by factor name; a factor that is not named gets `FactorGroup()`."""

@@ -53,8 +53,11 @@ class LowRank(Factorization):
         """(U, Vᵀ): the factors themselves."""
         return U, V.t()
 
-    def fit(self, target: Tensor, steps: int = 0) -> tuple[Self, dict[str, Tensor]]:
-        """The truncated singular value decomposition, which is the best low-rank approximation; no steps needed."""
-        u, s, vh = torch.linalg.svd(wide(target), full_matrices=False)
-        root = s[: self.rank].sqrt()
-        return self, {"U": u[:, : self.rank] * root, "V": vh[: self.rank].t() * root}
+    def fit_all(
+        self, targets: Tensor, moments: Tensor | None = None, steps: int = 0
+    ) -> list[tuple[Self, dict[str, Tensor]]]:
+        """The truncated singular value decomposition of W, or of W·C^½: the best of low rank; no steps needed."""
+        from sinelr_lightning.layers.fit import best_low_rank
+
+        left, right = best_low_rank(wide(targets), self.rank, moments)
+        return [(self, {"U": u, "V": v}) for u, v in zip(left, right, strict=True)]

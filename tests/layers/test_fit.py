@@ -1,26 +1,84 @@
+import copy
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from sinelr_lightning.layers import SineLowRank
-from sinelr_lightning.layers.fit import descend
+from sinelr_lightning.layers import Fit, LowRank, SineLowRank, convert
+from sinelr_lightning.layers.calibrate import measure_moments
+from sinelr_lightning.layers.fit import best_low_rank, descend, fit_matrices, spectrum
+from sinelr_lightning.layers.sites import Matrix, find_sites
 
 from .families import ShuffledLowRank
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("kind", ["normal", "low rank", "one outlier", "huge", "tiny"])
-def test_a_fitted_sine_is_never_worse_than_the_truncated_svd(rank: int, kind: str):
-    target = torch.randn(40, 30)
+def weights_like(kind: str, m: int = 40, n: int = 30, rank: int = 4) -> Tensor:
     if kind == "low rank":
-        target = torch.randn(40, rank) @ torch.randn(rank, 30)
-    elif kind == "one outlier":
+        return torch.randn(m, rank) @ torch.randn(rank, n)
+    target = torch.randn(m, n)
+    if kind == "one outlier":
         target[3, 5] = 100.0
-    target = target * {"huge": 1e4, "tiny": 1e-6}.get(kind, 1.0)
-    u, s, vh = torch.linalg.svd(target, full_matrices=False)
-    best = ((u[:, :rank] * s[:rank]) @ vh[:rank] - target).norm().item()
-    fitted, factors = SineLowRank(rank).fit(target, steps=20)
-    error = (fitted.weight(**factors) - target).norm().item()
-    assert error <= 1.003 * best + 0.003 * target.norm().item() * (kind == "low rank")
+    if kind == "falling":
+        u, _, vh = torch.linalg.svd(target, full_matrices=False)
+        target = (u * torch.arange(1.0, min(m, n) + 1) ** -1.5) @ vh
+    return target * {"huge": 1e4, "tiny": 1e-6}.get(kind, 1.0)
+
+
+KINDS = ["normal", "low rank", "one outlier", "falling", "huge", "tiny"]
+
+
+def inputs(rows: int, n: int) -> Tensor:
+    """Inputs that are far larger in some directions than in others."""
+    return torch.randn(rows, n) * torch.logspace(0, -2, n)
+
+
+# ------------------------------------------------------------------------------------------------- never worse
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["weight", "output"])
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fitted_sine_is_never_worse_than_the_truncated_svd(rank: int, kind: str, calibrated: bool):
+    target, x = weights_like(kind, rank=rank), inputs(200, 30)
+    root = x if calibrated else torch.eye(30)
+    u, s, vh = torch.linalg.svd(target @ root.t(), full_matrices=False)
+    best, whole = s[rank:].norm().item(), s.norm().item()
+    moments = (x.t() @ x)[None] if calibrated else None
+    for steps in (0, 20):
+        ((fitted, factors),) = SineLowRank(rank).fit_all(target[None], moments, steps=steps)
+        error = ((fitted.weight(**factors) - target) @ root.t()).norm().item()
+        assert error <= best + 1.5e-4 * whole + 1e-6 * whole
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["weight", "output"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", [LowRank(3), SineLowRank(3), SineLowRank(3, frequency=30.0, gain=5.0)], ids=str)
+def test_reported_errors_are_those_of_the_layer(family, kind: str, calibrated: bool):
+    layer, x = nn.Linear(30, 40), inputs(200, 30)
+    with torch.no_grad():
+        layer.weight.copy_(weights_like(kind, rank=3))
+    weight, y = layer.weight.detach().clone(), F.linear(x, layer.weight).detach()
+    model = nn.Sequential(layer)
+    result = convert(model, family, init="fit", calibration=[x] if calibrated else None)
+    fit = result.fits["0"]
+    assert (fit.family, fit.rank) == (type(family).__name__, 3)
+
+    def near(value: float | None, reference: Tensor) -> bool:
+        return value == pytest.approx(reference.item(), rel=2e-2, abs=2e-4)
+
+    s = torch.linalg.svdvals(weight)
+    assert near(fit.weight_error, (model[0].weight - weight).norm() / weight.norm())
+    assert near(fit.svd_weight_error, s[3:].norm() / s.norm())
+    if not calibrated:
+        assert fit.output_error is None and fit.svd_output_error is None
+        assert fit.weight_error <= fit.svd_weight_error + 1e-4
+        return
+    s = torch.linalg.svdvals(y)
+    assert near(fit.output_error, (F.linear(x, model[0].weight) - y).norm() / y.norm())
+    assert near(fit.svd_output_error, s[3:].norm() / s.norm())
+    assert fit.output_error <= fit.svd_output_error + 1e-4
 
 
 def test_a_fitted_sine_beats_the_truncated_svd_on_a_flat_spectrum():
@@ -33,12 +91,45 @@ def test_a_fitted_sine_beats_the_truncated_svd_on_a_flat_spectrum():
     assert fitted.rank == 16 and sum(f.numel() for f in factors.values()) == 16 * (96 + 64)
 
 
+def test_a_batch_fits_each_layer_as_alone():
+    targets = torch.stack([weights_like(kind) for kind in ("normal", "falling", "huge", "tiny", "one outlier")])
+    together = SineLowRank(3).fit_all(targets, steps=60)
+    gains = set()
+    for target, (fitted, factors) in zip(targets, together, strict=True):
+        alone, others = SineLowRank(3).fit(target, steps=60)
+        error, reference = (
+            ((f.weight(**x) - target).norm() / target.norm()).item() for f, x in ((fitted, factors), (alone, others))
+        )
+        assert error == pytest.approx(reference, rel=5e-3)
+        gains.add(fitted.gain)
+    assert len(gains) == 5  # each its own
+
+
 def test_fitting_zero_and_half_precision_targets():
     fitted, factors = SineLowRank(2).fit(torch.zeros(10, 12), steps=3)
     assert torch.count_nonzero(fitted.weight(**factors)) == 0
     target = (torch.randn(10, 2) @ torch.randn(2, 12)).bfloat16()
     fitted, factors = SineLowRank(2).fit(target, steps=3)
     assert (fitted.weight(**factors) - target).norm() < 0.01 * target.norm()
+
+
+# -------------------------------------------------------------------------------------------------- the SVD
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 20), (20, 12), (9, 9)])
+def test_spectrum_and_best_low_rank_are_those_of_the_output(m: int, n: int):
+    weights, x = torch.randn(2, m, n).double(), torch.randn(50, n).double() * torch.logspace(0, -3, n)
+    x[:, 0] = 0  # no input in this direction, so the moment is singular
+    moments = (x.t() @ x).expand(2, n, n)
+    for kwargs, root in (({}, torch.eye(n).double()), ({"moments": moments}, x)):
+        s = torch.linalg.svdvals(weights @ root.t())
+        energies = spectrum(weights, **kwargs).energies
+        torch.testing.assert_close(energies, s[:, : min(m, n)].square(), rtol=1e-6, atol=1e-9)
+        for rank in (1, 5):
+            u, v = best_low_rank(weights, rank, **kwargs)
+            error = ((u @ v.mT - weights) @ root.t()).norm(dim=(-2, -1))
+            torch.testing.assert_close(error, s[:, rank:].norm(dim=-1), rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(u.norm(dim=-2), v.norm(dim=-2))
 
 
 def test_descent_returns_the_best_seen_and_leaves_integers_alone():
@@ -56,3 +147,200 @@ def test_descent_returns_the_best_seen_and_leaves_integers_alone():
     assert not any(factor.requires_grad for factor in same.values())
     with torch.no_grad():  # as in a conversion
         assert error(descend(family, start, target, 20)) == pytest.approx(errors[0])
+
+
+# ------------------------------------------------------------------------------------------------ calibration
+
+
+@pytest.mark.parametrize("factory", [LowRank(4), SineLowRank(4)], ids=str)
+def test_calibration_serves_the_output_on_inputs_it_has_not_seen(factory):
+    torch.manual_seed(1)
+    mixing = torch.linalg.qr(torch.randn(48, 48)).Q  # large directions, but along no axis
+    seen, unseen = inputs(400, 48) @ mixing, inputs(400, 48) @ mixing
+    dense = nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 32))
+    plain, calibrated = copy.deepcopy(dense), copy.deepcopy(dense)
+    convert(plain, factory, init="fit")
+    fits = convert(calibrated, factory, init="fit", calibration=seen.split(100)).fits
+
+    def error(model: nn.Module) -> float:
+        return ((model[0](unseen) - dense[0](unseen)).norm() / dense[0](unseen).norm()).item()
+
+    assert error(calibrated) < 0.75 * error(plain)
+    assert fits["0"].weight_error > fits["0"].svd_weight_error  # what it costs
+
+
+def moments_of(model: nn.Module, *batches, factory=LowRank(1)) -> dict[str, Tensor]:  # noqa: B008
+    sites = find_sites(model, factory)
+    measure_moments(model, list(sites.values()), batches)
+    return {m.name: m.moment for site in sites.values() for m in site.matrices.values() if m.moment is not None}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(3, 8, 5, stride=2, padding=2),
+        nn.Conv2d(3, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+        nn.Conv2d(3, 8, 4, padding="same", padding_mode="circular"),
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv3d(2, 4, 2, padding=1),
+    ],
+    ids=str,
+)
+def test_the_moment_of_patches_gives_the_energy_of_the_output(layer: nn.Module, monkeypatch):
+    x = torch.randn(3, layer.in_channels, *[7] * (layer.weight.ndim - 2))
+    with torch.no_grad():
+        layer.bias.zero_()
+        y = layer(x)
+    pixels = y.numel() / y.shape[1]
+    for chunk in (1, 2**24):  # sample by sample, and at once
+        monkeypatch.setattr("sinelr_lightning.layers.calibrate._CHUNK", chunk)
+        moment = moments_of(nn.Sequential(layer), x)["0"]
+        w = layer.weight.detach().flatten(1)
+        # E[yyᵀ] = W·C·Wᵀ
+        expected = y.movedim(1, 0).flatten(1)
+        torch.testing.assert_close(w @ moment @ w.t(), expected @ expected.t() / pixels, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_of_an_attention():
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    nn.init.normal_(attention.in_proj_bias)
+    nn.init.normal_(attention.out_proj.bias)
+
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            return self.attention(x, key=y, value=z)[0]
+
+    model, (x, y, z) = Cross(), torch.randn(3, 2, 5, 16)
+    expected = model(x, y, z)
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    found = moments_of(model, (x, y, z))
+    for part, value in zip("qkv", (x, y, z), strict=True):
+        rows = value.flatten(0, 1)
+        torch.testing.assert_close(found[f"attention.in_proj.{part}"], rows.t() @ rows / 10)
+    # The input a of out_proj from its output: y = W·a + b.
+    mixed = torch.linalg.solve(attention.out_proj.weight, (expected - attention.out_proj.bias).flatten(0, 1).t())
+    torch.testing.assert_close(found["attention.out_proj"], mixed @ mixed.t() / 10, rtol=1e-2, atol=1e-3)
+    # The model is as before: weights, hooks, mode.
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert isinstance(attention.out_proj.weight, nn.Parameter)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert [m.training for m in model.modules()] == modes
+    torch.testing.assert_close(model(x, y, z), expected)
+
+
+def test_an_encoder_is_measured_past_its_fused_layer():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.3, batch_first=True), 2).eval()
+    x, outputs = torch.randn(4, 6, 16), []
+    with torch.no_grad():
+        expected = encoder(x)
+    handle = encoder.register_forward_hook(lambda *a: outputs.append(a[-1]))
+    found = moments_of(encoder, {"src": x})
+    handle.remove()
+    assert len(found) == 2 * (3 + 1 + 2)
+    torch.testing.assert_close(outputs[0], expected, rtol=1e-4, atol=1e-5)  # watching changes nothing
+    assert torch.backends.mha.get_fastpath_enabled()
+    first = x.flatten(0, 1)
+    torch.testing.assert_close(found["layers.0.self_attn.in_proj.k"], first.t() @ first / 24)
+
+
+def test_a_calibration_that_fails_leaves_the_model_alone():
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)).train()
+    state = copy.deepcopy(model.state_dict())
+    for batches, message in (
+        ([], "calibration has no batches"),
+        ([torch.full((4, 8), torch.nan)], "calibration: the input of 0 is not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(model, LowRank(1), init="fit", calibration=batches)
+    with pytest.raises(RuntimeError):
+        convert(model, LowRank(1), init="fit", calibration=[torch.randn(4, 8), torch.randn(4, 7)])
+    assert type(model[0]) is nn.Linear and model.training and model[1].training
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(ValueError, match='calibration serves init="fit" or a budget'):
+        convert(model, LowRank(1), calibration=[torch.randn(4, 8)])
+
+
+def test_a_layer_that_no_batch_reaches_is_fitted_by_its_weight():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(8, 9), nn.Linear(8, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(input=x)
+
+    fits = convert(Model(), LowRank(2), init="fit", calibration=[torch.randn(20, 8)]).fits
+    assert fits["used"].output_error is not None and fits["unused"].output_error is None
+    assert fits["unused"].weight_error == pytest.approx(fits["unused"].svd_weight_error, rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- reporting
+
+
+def test_progress_goes_by_batches_of_one_shape(monkeypatch):
+    monkeypatch.setattr("sinelr_lightning.layers.fit._BATCH", 2 * 8 * 9)
+    model, calls = nn.Sequential(*[nn.Linear(8, 9) for _ in range(5)], nn.Linear(20, 16)), []
+    result = convert(model, LowRank(1), init="fit", progress=lambda *call: calls.append(call))
+    assert calls == [("fit 9×8", 2, 6), ("fit 9×8", 4, 6), ("fit 9×8", 5, 6), ("fit 16×20", 6, 6)]
+    assert list(result.fits) == [str(i) for i in range(6)]
+
+
+def test_errors_of_half_precision_layers_count_their_rounding():
+    target = (torch.randn(20, 3) @ torch.randn(3, 16)).bfloat16()
+    matrix = Matrix("a", target, LowRank(3))
+    error = fit_matrices([matrix])["a"].weight_error
+    assert 1e-3 < error < 1e-2  # exact but for eight bits of mantissa
+    assert all(f.dtype == torch.bfloat16 for f in matrix.fitted[1].values())
+
+
+def test_a_family_of_its_own_is_fitted_and_reported():
+    model, x = nn.Sequential(nn.Linear(16, 12)), inputs(50, 16)
+    with torch.no_grad():
+        model[0].weight.normal_()
+    for calibration in (None, [x]):
+        fit = convert(copy.deepcopy(model), ShuffledLowRank(3), init="fit", calibration=calibration).fits["0"]
+        ours, svd = fit.weight_error, fit.svd_weight_error
+        if calibration:
+            ours, svd = fit.output_error, fit.svd_output_error
+        assert fit.family == "ShuffledLowRank" and svd < ours < 0.95  # of a random start, descended
+
+
+def test_the_report_shows_the_errors_and_says_where_the_sine_brought_nothing():
+    model = nn.ModuleDict({"flat": nn.Linear(64, 64), "falling": nn.Linear(64, 64)})
+    with torch.no_grad():
+        model["flat"].weight.copy_(torch.randn(64, 64))
+        model["falling"].weight.copy_(weights_like("low rank", 64, 64, 8) + 1e-4 * torch.randn(64, 64))
+    sine = convert(copy.deepcopy(model), SineLowRank(8), init="fit")
+    assert sine.fits["flat"].improvement > 0.02 and sine.fits["falling"].improvement < 0.01
+    lines = str(sine).splitlines()
+    assert lines[1].split()[-2:] == ["rank", "weight"] and max(map(len, lines[:-1])) <= 118
+    fit = sine.fits["flat"]
+    assert lines[2].split() == ["flat", "8", f"{fit.weight_error:.4f}", f"({fit.svd_weight_error:.4f})"]
+    assert lines[-1] == (
+        "SineLowRank came less than 1 % nearer than the truncated SVD in 1 of 2 layers (falling): "
+        "LowRank does as well there."
+    )
+    low = str(convert(copy.deepcopy(model), LowRank(8), init="fit"))
+    assert "came less than" not in low and low.count("\n") == 3
+    assert "relative errors" not in str(convert(copy.deepcopy(model), LowRank(8)))
+
+
+def test_improvement_is_in_the_norm_that_was_minimised():
+    assert Fit("SineLowRank", 2, 0.5, 0.4).improvement == pytest.approx(-0.25)
+    assert Fit("SineLowRank", 2, 0.5, 0.4, 0.1, 0.2).improvement == pytest.approx(0.5)
+    assert Fit("Other", None, 0.5, None).improvement is None
+    assert Fit("SineLowRank", 2, 1e-5, 0.0).improvement == 0.0
+
+
+def test_every_pair_of_kinds_can_share_a_batch():
+    for a, b in itertools.combinations(KINDS, 2):
+        targets = torch.stack([weights_like(a), weights_like(b)])
+        for target, (fitted, factors) in zip(targets, SineLowRank(2).fit_all(targets, steps=2), strict=True):
+            assert fitted.weight(**factors).isfinite().all() and fitted.gain > 0
+            assert (fitted.weight(**factors) - target).norm() <= target.norm()
