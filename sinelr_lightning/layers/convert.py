@@ -31,8 +31,8 @@ class Conversion:
     Attributes:
         converted: names of the layers replaced, as patterns take them.
         skipped: names of those left, with the reason.
-        ranks: of each factorized layer by its name, `….in_proj.q` in a packed projection. As `ranks=` of another
-            `convert` they make the same layers in a fresh model, which can then load this one's state.
+        ranks: of each factorized layer by its name, `….in_proj.q` in a packed projection; they may serve as `ranks=`
+            of another `convert`.
         fits: how near each layer came to its weight, with `init="fit"`.
     """
 
@@ -106,7 +106,8 @@ def convert(
         ranks: pattern → rank in place of the factory's for the layers whose name it takes, the first pattern that
             does; `….in_proj.v` for one part of a projection.
         budget: share of the dense model's parameters, all of them counted, that the converted model may have. Each
-            layer's rank is then chosen (`layers.budget`), and the factory's own has no say.
+            layer's rank is then chosen (`layers.budget`), and the factory's own has no say. The ranks travel in
+            `state_dict`: a model that was converted with another budget takes on those of the state it loads.
         calibration: a few batches of the model's inputs: a tensor each, or a tuple of arguments, or a mapping of
             named ones. A fit then minimises the error of each layer's output over these instead of that of its
             weight, and a budget goes by the same measure.
@@ -131,6 +132,10 @@ def convert(
     sites = _chosen(model, factory, list(include), list(exclude))
     # A layer stays dense under a budget if not even rank 1 is smaller.
     set_ranks(sites, dict(ranks or {}) if budget is None else {"*": 1})
+    if budget is not None:
+        for site in sites.values():
+            for matrix in site.matrices.values():
+                matrix.made_with = factory
     result = Conversion()
     chosen = _willing(model, sites, result)
     matrices = [matrix for site in chosen for matrix in site.matrices.values()]

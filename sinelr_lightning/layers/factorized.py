@@ -35,8 +35,9 @@ class FactorizedLayer(nn.Module):
     """What linear layers and convolutions share: named factors of an m×n weight, and a bias of m.
 
     Keys of `state_dict` are the factors' own names (`U`, `V`) and `bias`. Numbers of the factorization that differ
-    from those that the layer was made with (a fit chooses a gain, for one) follow as `hyper.gain`; loading sets them,
-    and loading a state without them returns to those that the layer was made with.
+    from those that the layer was made with (a fit chooses a gain, a budget a rank) follow as `hyper.gain`; loading
+    sets them, and loading a state without them returns to those that the layer was made with. With another rank the
+    factors are new parameters: load before an optimiser is made.
     """
 
     bias: nn.Parameter | None
@@ -89,11 +90,25 @@ class FactorizedLayer(nn.Module):
         if any(prefix + name in state_dict for name in self.factor_names):
             values = {name: state_dict[key].item() for key, name in keys.items() if key in state_dict}
             try:
-                self.factorization = replace(self._made_with, **values)
+                self._become(replace(self._made_with, **values))
             except ValueError as error:
                 error_msgs.append(f"{prefix}hyper: {error}")
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _become(self, factorization: Factorization) -> None:
+        """Take another factorization of the family, with factors of its sizes, to be filled, where they differ."""
+        if factorization == self.factorization:
+            return
+        with torch.device("meta"):
+            sizes = {name: factor.shape for name, factor in factorization.factors(*self.weight_shape).items()}
+        self.factorization = factorization
+        for name, size in sizes.items():
+            factor = getattr(self, name)
+            if factor.shape != size:
+                fresh = factor.detach().new_empty(size)
+                trained = isinstance(factor, nn.Parameter)
+                setattr(self, name, nn.Parameter(fresh, factor.requires_grad) if trained else fresh)
 
     @property
     def weight(self) -> Tensor:

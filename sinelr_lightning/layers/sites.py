@@ -48,13 +48,15 @@ _LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 class Matrix:
     """One weight matrix W [m, n] and what it is to become.
 
-    `name` is that of the factorized layer. `moment` is the second moment E[xxᵀ] [n, n] of its input, if measured;
+    `name` is that of the factorized layer. `made_with` is the factory that was asked for, from which a budget's rank
+    differs. `moment` is the second moment E[xxᵀ] [n, n] of its input, if measured;
     `fitted` is a fit's factorization, with its own gain for one, and its factors.
     """
 
     name: str
     weight: Tensor
     factory: LinearFactory
+    made_with: LinearFactory | None = None
     moment: Tensor | None = None
     fitted: tuple[Factorization, dict[str, Tensor]] | None = None
 
@@ -100,6 +102,8 @@ class Site:
         else:
             made = make()  # drawn on the CPU: the same factors on any device
         made.to(device=weight.device, dtype=weight.dtype).train(self.module.training)
+        if isinstance(made, FactorizedLayer) and isinstance(matrix.made_with, Factorization):
+            made._made_with = matrix.made_with
         if matrix.fitted is not None:
             assert isinstance(made, FactorizedLayer)
             made.factorization, factors = matrix.fitted

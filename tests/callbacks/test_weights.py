@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sinelr_lightning.callbacks import CachedWeights, ConvertCallback
+from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import FactorizedLinear, SineLowRank
 
 
@@ -60,3 +61,102 @@ def test_weights_are_let_go_when_an_evaluation_fails(tmp_path, loader):
     with pytest.raises(ZeroDivisionError):
         trainer(tmp_path, ConvertCallback(SineLowRank(1)), CachedWeights()).validate(module, loader, verbose=False)
     assert module.net[0]._served is None
+
+
+# --------------------------------------------------------------------------------- ranks, budgets and calibration
+
+
+class WithForward(SomebodysModule):
+    def forward(self, x):
+        assert not self.training and not torch.is_grad_enabled()  # called by the calibration alone
+        return self.net(x)
+
+
+class Data(L.LightningDataModule):
+    """Batches of a mapping, a list or a tensor, with inputs that are large in three directions."""
+
+    def __init__(self, kind="list"):
+        super().__init__()
+        self.kind, self.stages = kind, []
+
+    def setup(self, stage):
+        self.stages.append(stage)
+        generator = torch.Generator().manual_seed(5)
+        self.x = torch.randn(64, 16, generator=generator) * torch.tensor([1.0] * 3 + [0.01] * 13)
+
+    def _loader(self, **options):
+        collate = {
+            "list": lambda rows: [torch.stack(rows), torch.zeros(len(rows))],
+            "mapping": lambda rows: {"inputs": torch.stack(rows), "labels": torch.zeros(len(rows))},
+        }[self.kind]
+        return DataLoader(self.x, batch_size=8, collate_fn=collate, **options)
+
+    def train_dataloader(self):
+        return self._loader(shuffle=True)
+
+    def val_dataloader(self):
+        return self._loader()
+
+
+def test_ranks_of_single_layers(tmp_path, loader):
+    module, convert = SomebodysModule(), ConvertCallback(SineLowRank(1), ranks={"net.2": 3})
+    trainer(tmp_path, convert).fit(module, loader)
+    assert convert.conversion.ranks == {"net.0": 1, "net.2": 3}
+
+
+@pytest.mark.parametrize("kind", ["list", "mapping"])
+def test_a_fit_is_calibrated_by_the_first_batches_of_the_training_data(tmp_path, kind, monkeypatch):
+    module, seen, forward = WithForward(), [], WithForward.forward
+    monkeypatch.setattr(WithForward, "forward", lambda self, x: seen.append(x) or forward(self, x))
+    convert = ConvertCallback(SineLowRank(3), init="fit", calibration_batches=3)
+    trainer(tmp_path, convert).validate(module, datamodule=Data(kind), verbose=False)
+    assert [x.shape for x in seen] == [(8, 16)] * 3
+    fit = convert.conversion.fits["net.0"]
+    assert fit.output_error < 0.02 < fit.weight_error  # the inputs are of three dimensions
+
+
+def test_the_batches_are_the_same_on_every_process_and_leave_the_seed_alone(tmp_path):
+    data = Data()
+    data.setup("fit")
+    run, convert = trainer(tmp_path), ConvertCallback(SineLowRank(3), calibration_batches=2)
+    run.datamodule = data
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = convert._batches(run, "fit")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, convert._batches(run, "fit"), strict=True))
+    assert len(first) == 2 and data.stages == ["fit"]
+    convert._batches(run, "test")
+    assert data.stages == ["fit", "fit"]  # which an evaluation alone has not set up
+
+
+def test_a_budget_is_kept_and_its_ranks_come_back_from_a_checkpoint(tmp_path):
+    module, data = WithForward(), Data()
+    dense = sum(p.numel() for p in module.parameters())
+    convert = ConvertCallback(SineLowRank(1), budget=0.6, init="fit", calibration_batches=2)
+    run = trainer(tmp_path, convert)
+    run.fit(module, datamodule=data)
+    assert 0.6 * dense - 48 < sum(p.numel() for p in module.parameters()) <= 0.6 * dense
+    run.save_checkpoint(tmp_path / "a.ckpt")
+
+    other, again = WithForward(), ConvertCallback(SineLowRank(1), budget=0.6)
+    with torch.no_grad():  # weights from which other ranks are chosen
+        other.net[0].weight.copy_(torch.ones(32, 16))
+    trainer(tmp_path, again).validate(other, datamodule=data, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert again.conversion.ranks != convert.conversion.ranks
+    assert other.net[0].factorization == module.net[0].factorization
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, loader):
+    for options, message in (
+        ({"include": ["nte.0"]}, r"ConvertCallback: pattern 'nte\.0' matches no linear layer"),
+        ({"budget": 2.0}, r"ConvertCallback: budget must be a share of the parameters in \(0, 1\), got 2\.0"),
+        ({"init": "fit", "calibration_batches": 1}, "takes them from a datamodule, and there is none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trainer(tmp_path, ConvertCallback(SineLowRank(1), **options)).fit(SomebodysModule(), loader)
+    convert = ConvertCallback(SineLowRank(1), init="fit", calibration_batches=1)
+    with pytest.raises(UserError, match=r"ConvertCallback: calibration_batches needs a forward: .*SomebodysModule"):
+        trainer(tmp_path, convert).fit(SomebodysModule(), datamodule=Data())
