@@ -171,7 +171,7 @@ class TorchvisionData(ImageData):
         return Splits(trained, TorchvisionImages(val, self.dataset), tested, classes, {"test_is_val": False})
 
 
-DIGITS_MEAN, DIGITS_STD = (0.3053, 0.3053, 0.3053), (0.3761, 0.3761, 0.3761)  # of the training images
+DIGITS_MEAN, DIGITS_STD = (0.3047, 0.3047, 0.3047), (0.3754, 0.3754, 0.3754)  # of the training images
 
 
 class DigitImages:

@@ -1,10 +1,12 @@
 """Images as batches: each one a pure function of its number, made here or in worker processes."""
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import torch
@@ -28,9 +30,6 @@ __all__ = [
 
 Batch = dict[str, Any]
 Transform = Callable[[Image.Image], Tensor]
-# A worker leaves these to the main process: Ctrl-C and SLURM's signals reach the whole group, and a run that wants to
-# finish its step would find its workers gone, or its handlers called once in each of them.
-LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Source(Protocol):
@@ -198,8 +197,23 @@ class _Made(Dataset):
 
 
 def _leave_signals(worker: int) -> None:
-    for number in LEFT_TO_MAIN:
+    """Leave Ctrl-C and SLURM's signals, which reach the whole group, to the main process.
+
+    A run that wants to finish its step would find its workers gone, or its own handlers, which a fork inherits,
+    called once in each of them. SIGTERM from the parent is how multiprocessing ends a worker, and still does.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class ImageStepLoader(StepLoader[Batch]):

@@ -37,7 +37,7 @@ def wide(values, dtype):
         ("palette.png", palette(), {}, [(10, 20, 30), (200, 100, 0)]),
         ("palette.gif", palette(), {"transparency": 1}, [(10, 20, 30), WHITE]),
         ("palette_alpha.png", palette(), {"transparency": bytes([255, HALF])}, [(10, 20, 30), (233, 193, 153)]),
-        ("one_colour_clear.png", image([(1, 2, 3), (4, 5, 6)], "RGB"), {"transparency": (4, 5, 6)}, [(1, 2, 3), WHITE]),
+        ("clear.png", image([(1, 2, 3), (4, 5, 6)], "RGB"), {"transparency": (4, 5, 6)}, [(1, 2, 3), WHITE]),
         ("wide.png", wide([0, 256, 32768, 65535], np.uint16), {}, [(0,) * 3, (1,) * 3, (128,) * 3, WHITE]),
         ("wide.tif", wide([0, 256, 32768, 65535], np.uint16), {}, [(0,) * 3, (1,) * 3, (128,) * 3, WHITE]),
         ("wide.pgm", wide([0, 256, 32768, 65535], np.uint16), {}, [(0,) * 3, (1,) * 3, (128,) * 3, WHITE]),
