@@ -87,10 +87,10 @@ def _encode_safetensors(network: nn.Module, example: Tensor, metadata: dict[str,
         for name, layer in network.named_modules(remove_duplicate=False)
         if isinstance(layer, FactorizedLayer)
     }
-    # A layer's state may have numbers of its formula, `hyper.gain`; here they stand in `layers`.
-    state = {name: tensor for name, tensor in network.state_dict().items() if ".hyper." not in f".{name}"}
     # Cloned, because a tensor that stands in two places is refused.
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    tensors = {
+        name: tensor.contiguous().clone() for name, tensor in network.state_dict().items() if not _is_number(name)
+    }
     return save(tensors, {**metadata, "layers": json.dumps(layers)} if layers else metadata)
 
 
@@ -102,7 +102,8 @@ def _decode_safetensors(path: Path, network: nn.Module) -> Callable[[Tensor], Te
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         layers = json.loads(file.metadata().get("layers", "{}"))
     read = copy.deepcopy(network)
-    read.load_state_dict(tensors)
+    numbers_of_layers = {name: tensor for name, tensor in network.state_dict().items() if _is_number(name)}
+    read.load_state_dict({**tensors, **numbers_of_layers})
     for name, numbers in layers.items():
         layer = read.get_submodule(name)
         assert isinstance(layer, FactorizedLayer)
@@ -112,6 +113,11 @@ def _decode_safetensors(path: Path, network: nn.Module) -> Callable[[Tensor], Te
             weight = torch.sin(numbers["frequency"] * weight) / numbers["gain"]
         layer._served = (weight,)  # as `cached_weights` does
     return read
+
+
+def _is_number(name: str) -> bool:
+    """Whether an entry of a state is a number of a layer's formula, `hyper.gain`; in a file they are metadata."""
+    return ".hyper." in f".{name}"
 
 
 def _formula(layer: FactorizedLayer) -> dict[str, Any]:

@@ -2,7 +2,6 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -40,14 +39,16 @@ class ImageNetwork(nn.Module):
 
 
 class ImageTask(Task):
-    """Images [N, 3, 8, 8] → logits [N, 2]; its convolution has a gain of its own, its attention plain low rank."""
+    """Images [N, 3, 8, 8] → logits [N, 2]: a convolution with rank and gain of its own, a low-rank attention."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = ImageNetwork()
-        convert(self.network, SineLowRank(2), include=["patches"])
+        convert(self.network, SineLowRank(3), include=["patches"])
         convert(self.network, LowRank(2), include=["attention.*"])
-        self.network.patches.factorization = replace(self.network.patches.factorization, gain=3.0)
+        factors = {"U": torch.randn(32, 2) / 9, "V": torch.randn(27, 2) / 9, "bias": torch.randn(32)}
+        numbers = {"hyper.rank": torch.tensor(2), "hyper.gain": torch.tensor(3.0).double()}
+        self.network.patches.load_state_dict({**factors, **numbers})
 
     def export_parts(self) -> ExportParts:
         metadata = {"class_names": ["cat", "Hündin"], "preprocessing": {"mean": [0.5, 0.5, 0.5], "size": 8}}
@@ -211,7 +212,7 @@ def test_tensors_of_the_compact_form_are_the_factors(images, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     path = export(images, tmp_path / "images.safetensors")
     state = load_task(images).network.state_dict()
-    assert state.pop("patches.hyper.gain") == 3.0
+    assert state.pop("patches.hyper.gain") == 3.0 and state.pop("patches.hyper.rank") == 2
     torch.testing.assert_close(safetensors.load_file(path), dict(state), rtol=0, atol=0)
     layers = json.loads(metadata(path)["layers"])
     assert layers.keys() == {"patches", *(f"attention.in_proj.{part}" for part in "qkv"), "attention.out_proj"}
