@@ -118,12 +118,12 @@ class Factorization(LinearFactory):
         with torch.device("meta"):
             return self.weight(*(factor.to("meta") for factor in factors)).numel()
 
-    def fit(self, target: Tensor, steps: int = 200) -> tuple[Self, dict[str, Tensor]]:
+    def fit(self, target: Tensor, steps: int = 300) -> tuple[Self, dict[str, Tensor]]:
         """A factorization of this family and factors whose weight approximates `target` [m, n] (Frobenius norm)."""
         return self.fit_all(target[None], steps=steps)[0]
 
     def fit_all(
-        self, targets: Tensor, moments: Tensor | None = None, steps: int = 200
+        self, targets: Tensor, moments: Tensor | None = None, steps: int = 300
     ) -> list[tuple[Self, dict[str, Tensor]]]:
         """`fit` of L weights of one shape [L, m, n]; hyperparameters may come out different for each.
 

@@ -79,8 +79,9 @@ def best_low_rank(targets: Tensor, rank: int, moments: Tensor | None = None) -> 
 
 def _squared(errors: Tensor, moments: Tensor | None) -> Tensor:
     """‖E·C^½‖²_F of each E [L, m, n]."""
-    weighted = errors if moments is None else errors @ moments
-    return (weighted * errors).sum((-2, -1)).clamp_min(0)
+    if moments is None:
+        return torch.linalg.vector_norm(errors, dim=(-2, -1)).square()  # no array of squares
+    return ((errors @ moments) * errors).sum((-2, -1)).clamp_min(0)
 
 
 def descend_all(

@@ -104,7 +104,7 @@ class SineLowRank(Factorization):
         return p.t(), q
 
     def fit_all(
-        self, targets: Tensor, moments: Tensor | None = None, steps: int = 200
+        self, targets: Tensor, moments: Tensor | None = None, steps: int = 300
     ) -> list[tuple[Self, dict[str, Tensor]]]:
         """For each weight the best of three descents from the truncated SVD, at phases of up to 0.1, 2 and 4 rad.
 
@@ -122,13 +122,11 @@ class SineLowRank(Factorization):
         least = torch.full_like(largest, math.inf)
         for phase in (0.02, 0.1, 2.0, 4.0):
             gain = phase / largest
-            shrink = (gain / omega).sqrt()
-
-            def weight(u: Tensor, v: Tensor, gain: Tensor = gain) -> Tensor:
-                return torch.sin(omega * u @ v.mT) / gain
-
-            start = [left * shrink, right * shrink]
-            found, errors = descend_all(weight, start, targets, 0 if phase < 0.1 else steps, moments)
+            start = [factor * (gain / omega).sqrt() for factor in (left, right)]
+            # sin(ω·U·Vᵀ) against g·W: the same relative error as with the gain divided out.
+            found, errors = descend_all(
+                lambda u, v: torch.sin(omega * u @ v.mT), start, targets * gain, steps if phase >= 0.1 else 0, moments
+            )
             better = errors.reshape(-1, 1, 1) < least
             least = torch.where(better, errors.reshape(-1, 1, 1), least)
             new = [*found, gain]

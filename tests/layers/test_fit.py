@@ -248,6 +248,13 @@ def test_an_encoder_is_measured_past_its_fused_layer():
     torch.testing.assert_close(found["layers.0.self_attn.in_proj.k"], first.t() @ first / 24)
 
 
+def test_padded_sequences_are_measured_too():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    padded = torch.tensor([[False] * 6, [False] * 3 + [True] * 3])  # which would run as a nested tensor
+    found = moments_of(encoder, {"src": torch.randn(2, 6, 16), "src_key_padding_mask": padded})
+    assert len(found) == 2 * (3 + 1 + 2)
+
+
 def test_a_calibration_that_fails_leaves_the_model_alone():
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)).train()
     state = copy.deepcopy(model.state_dict())
