@@ -37,6 +37,7 @@ def test_digits_are_divided_by_class_and_whole(digits):
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 1797  # no digit is in two splits
     assert np.unique(images).tolist() == np.rint(np.arange(17) * 255 / 16).astype(int).tolist()
     assert digits.class_names == list("0123456789")
+    assert np.array_equal(DigitsData().splits.train.grey, splits.train.grey)
 
 
 def test_digits_are_normalised_by_their_own_statistics(digits):

@@ -65,11 +65,11 @@ def test_a_jpeg_of_four_inks(tmp_path):
     assert np.abs(np.asarray(read_rgb(tmp_path / "a.jpg"), int) - (255, 0, 0)).max() <= 3
 
 
-@pytest.mark.parametrize(("bits", "format", "codes"), [(16, 2, [0, 127, 255]), (32, 1, [128, 0, 128])])
+@pytest.mark.parametrize(("bits", "format", "codes"), [(16, 2, [0, 127, 255]), (32, 1, [255, 0, 128])])
 def test_tiff_tags_say_the_range(tmp_path, bits, format, codes):
     values = np.array([[-(2 ** (bits - 1)), -1, 2 ** (bits - 1) - 1]])
     if bits == 32:
-        values = np.array([[2**31, 0, 2**31]])
+        values = np.array([[2**32 - 1, 0, 2**31]])
     path = tmp_path / "a.tif"
     dtype = np.dtype(f"<{'i' if format == 2 else 'u'}{bits // 8}")
     path.write_bytes(tiff(values.astype(dtype), bits, format))
