@@ -145,6 +145,10 @@ def test_descent_returns_the_best_seen_and_leaves_integers_alone():
     assert errors[1] < errors[0] < error(start)
     assert torch.equal(descend(family, start, target, 5)["order"], start["order"])
     assert not any(factor.requires_grad for factor in same.values())
+    # From the best there is, every step leads away.
+    (_, exact), low = LowRank(3).fit(target), LowRank(3)
+    found = descend(low, exact, target, steps=5)
+    assert (low.weight(**found) - target).norm() <= (low.weight(**exact) - target).norm() * (1 + 1e-6)
     with torch.no_grad():  # as in a conversion
         assert error(descend(family, start, target, 20)) == pytest.approx(errors[0])
 
