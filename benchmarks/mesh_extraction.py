@@ -9,7 +9,6 @@ surface to the nearest vertex of the other.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,8 +44,9 @@ def extract_full(field: Field, resolution: int) -> trimesh.Trimesh:
 
 
 def peak() -> float:
-    """GB that this process had at most, so far (Linux counts in kB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """GB that this process had at most, so far (on Linux; `ru_maxrss` would begin with that of the parent)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1e6
 
 
 def measure(checkpoint: str, way: str, resolution: int, folder: Path) -> None:

@@ -13,6 +13,7 @@ occupancy_quality_MESH_surfaces.png.
 import argparse
 import functools
 import logging
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace, mesh: str, one: Run) -> dict[str, float]:
         trainer.fit(task, data)
     seconds = time.perf_counter() - began
     scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("iou", "iou_near", "chamfer")}
-    if seed == 0 and (method, rank) in SHOWN:
+    if seed == 0 and (method, rank) in SHOWN and math.isfinite(scores["chamfer"]):
         surface = extract_surface(task.field(), 192, polish=2).mesh
         save_picture(picture_path(mesh, (method, rank), lr), shade(surface, 400, 400, up=usual_up(mesh)))
     return {"seconds": seconds, **scores}
@@ -131,12 +132,14 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
     return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{''.join(rows)}"
 
 
-def side_by_side(mesh: str, sweep: Sweep, path: Path) -> None:
+def side_by_side(mesh: str, sweep: Sweep, cases: list[Case], path: Path) -> None:
     from sinelr_lightning.geometry.mesh_io import load_mesh
     from sinelr_lightning.geometry.picture import contact_sheet, save_picture, shade, usual_up
 
     pictures, labels = [shade(load_mesh(mesh), 400, 400, up=usual_up(mesh))], ["true"]
     for case in SHOWN:
+        if case not in cases or not picture_path(mesh, case, sweep.best_lr(case)).is_file():
+            continue
         with Image.open(picture_path(mesh, case, sweep.best_lr(case))) as picture:
             pictures.append(np.asarray(picture))
         rank = f", k = {case[1]}" if case[1] else ""
@@ -161,13 +164,13 @@ def main() -> None:
         sweep.report["step_ms"], sweep.report["machine"] = times, where
         sweep.save()
         text = (
-            f"{name}: {args.steps} steps of {args.points} points, {args.seeds} seeds, learning rates from "
-            f"{args.lrs}; step times on {where}\n{table(args, sweep, cases)}"
+            f"{name}: {args.steps} steps of {args.points} points, {args.seeds} seeds, learning rates "
+            f"{sorted({r['lr'] for r in sweep.report['runs']})}; step times on {where}\n{table(args, sweep, cases)}"
         )
         with atomic_path(sweep.path.with_suffix(".md")) as temporary:
             temporary.write_text(text)
         sweep.plot(lambda case: summarize(make(args, case)).parameters, cases, name, "IoU on fresh uniform points")
-        side_by_side(mesh, sweep, sweep.path.with_name(f"{sweep.path.stem}_surfaces.png"))
+        side_by_side(mesh, sweep, cases, sweep.path.with_name(f"{sweep.path.stem}_surfaces.png"))
         print(text)
 
 

@@ -1,12 +1,14 @@
 """What the quality benchmarks share: one budget and one sweep of learning rates for every method, seeds, a plot.
 
 Each case (method, rank) runs on the first seed at every rate of a geometric sweep. Where the best rate is the sweep's
-first or last, that case's sweep goes on in the same ratio until it is not, by the same rule for all. The other seeds
-then run at the best rate. Reports are kept run by run: an interrupted benchmark goes on where it was.
+first or last, that case's sweep goes on in the same ratio until it is not, at most three rates further, by the same
+rule for all. The other seeds then run at the best rate. Reports are kept run by run: an interrupted benchmark goes on
+where it was.
 """
 
 import functools
 import json
+import math
 import multiprocessing
 import statistics
 import sys
@@ -75,7 +77,9 @@ class Sweep:
         self._run(run, [(*case, self.best_lr(case), seed) for case in cases for seed in range(1, seeds)], jobs)
 
     def best_lr(self, case: Case) -> float:
-        return max(self._first_seed(case), key=lambda r: r[self.metric])["lr"]
+        return max(
+            self._first_seed(case), key=lambda r: r[self.metric] if math.isfinite(r[self.metric]) else -math.inf
+        )["lr"]
 
     def chosen(self, case: Case) -> list[dict[str, Any]]:
         """The runs of all seeds at the best rate."""
@@ -91,7 +95,7 @@ class Sweep:
 
     def _beyond_the_edge(self, case: Case) -> float | None:
         rates = sorted(r["lr"] for r in self._first_seed(case))
-        best, ratio = self.best_lr(case), rates[1] / rates[0]
+        best, ratio = self.best_lr(case), rates[1] / rates[0] if len(rates) > 1 else 2.0
         if best == rates[-1]:
             return float(f"{best * ratio:.3g}")
         return float(f"{best / ratio:.3g}") if best == rates[0] else None

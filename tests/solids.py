@@ -11,8 +11,7 @@ CAP = [(0, 1, 3), (1, 2, 3), (0, 3, 5), (3, 4, 5)]  # two triangles for each of 
 
 def write_l_shape(path: Path) -> Path:
     """An L, asymmetric in every axis, 8 × 5 × 2 mm, far from the origin: its box is centred on (1e6, −2e5, 30)."""
-    bottom = np.array([(x - 4, y - 2.5, -1) for x, y in FOOT])
-    vertices = np.concatenate([bottom, bottom + (0, 0, 2)]) + (1e6, -2e5, 30)
+    vertices = np.array([(x - 4, y - 2.5, z) for z in (-1, 1) for x, y in FOOT]) + np.array([1e6, -2e5, 30])
     caps = [(c, b, a) for a, b, c in CAP] + [(a + 6, b + 6, c + 6) for a, b, c in CAP]
     sides = [face for i in range(6) for j in [(i + 1) % 6] for face in ((i, j, j + 6), (i, j + 6, i + 6))]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ class Report(L.Callback):
             **(pl_module.protocol() if isinstance(pl_module, Task) else {}),
         }
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+            temporary.write_text(json.dumps(_strict(metrics), indent=2) + "\n")
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -174,6 +174,15 @@ def _figures(trainer: L.Trainer, prefix: str) -> dict[str, float]:
 
 def _details(pl_module: L.LightningModule, stage: str) -> dict[str, Any]:
     return pl_module.details(stage) if isinstance(pl_module, Task) else {}
+
+
+def _strict(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

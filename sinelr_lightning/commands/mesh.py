@@ -88,7 +88,8 @@ def mesh(
     )
     if surface.leaves_cube:
         sys.stderr.write(
-            "the surface leaves the cube around the shape, so it is open there: train with a larger --data.padding\n"
+            "the surface leaves the cube around the shape, so it is open there: train longer, or with a larger "
+            "--data.padding\n"
         )
 
 
@@ -106,14 +107,14 @@ def _check_memory(resolution: int) -> None:
         raise UserError(
             f"resolution {resolution} may take {needed:.1f} GiB of memory, this machine has {machine:.1f}; take less"
         )
-    log.info("resolution %d: at most about %.1f GiB of memory", resolution, needed)
+    log.info("resolution %d: about %.1f GiB of memory at most, beside the network's own", resolution, needed)
 
 
 def _extract(task: "OccupancyTask", resolution: int, level: float) -> "Surface":
     from rich.console import Console
     from rich.progress import Progress
 
-    from sinelr_lightning.geometry.marching import extract_surface
+    from sinelr_lightning.geometry.marching import NoSurface, extract_surface
     from sinelr_lightning.tasks.occupancy import POLISH
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -122,15 +123,34 @@ def _extract(task: "OccupancyTask", resolution: int, level: float) -> "Surface":
         def show(stage: str, done: float) -> None:
             bar.update(line, description=stage, completed=done)
 
-        # The field is a logit, log p/(1 − p).
-        return extract_surface(task.field(), resolution, math.log(level / (1 - level)), polish=POLISH, progress=show)
+        try:
+            # The field is a logit, log p/(1 − p).
+            height = math.log(level / (1 - level))
+            return extract_surface(task.field(), resolution, height, polish=POLISH, progress=show)
+        except NoSurface as error:
+            raise UserError(_no_surface(error.quantiles, level)) from error
+
+
+def _no_surface(quantiles: tuple[float, ...], level: float) -> str:
+    """Why there is none, in probabilities; `quantiles` are logits."""
+    least, low, middle, high, most = (1 / (1 + math.exp(-value)) for value in quantiles)
+    spread = (
+        f"the probability of being inside lies in [{least:.3g}, {most:.3g}] (1 %, 50 %, 99 %: "
+        f"{low:.3g}, {middle:.3g}, {high:.3g})"
+    )
+    if least < 0.5 < most:
+        return f"level {level:g} is outside of the field's range: {spread}"
+    if least >= 0.5:
+        return f"the network calls the whole cube inside, so there is no surface: {spread}"
+    return f"the network calls nothing inside, so there is no surface: {spread}"
 
 
 def _reduced(surface: "trimesh.Trimesh", keep_largest: bool, simplify: int | None) -> "trimesh.Trimesh":
     """The largest part alone, and with fewer faces, where that is wanted."""
     if keep_largest:
-        parts = surface.split(only_watertight=False)
-        surface = max(parts, key=lambda part: abs(part.volume))
+        from sinelr_lightning.geometry.parts import largest_part
+
+        surface = largest_part(surface)
     if simplify is not None and simplify < len(surface.faces):
         surface = surface.simplify_quadric_decimation(face_count=simplify)
     return surface

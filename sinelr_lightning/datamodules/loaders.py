@@ -31,7 +31,7 @@ class StepLoader(Generic[Batch]):
 
     def __init__(self, make: Callable[[int], Batch], steps: int) -> None:
         if steps < 1:
-            raise UserError(f"an epoch needs at least one training step, got {steps}")
+            raise UserError(f"data.epoch_steps must be at least 1 training step, got {steps}")
         self.make = make
         self.steps = steps
         self._next = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.datamodules.loaders import EvaluationLoader, StepLoader, seeded_generator, share
-from sinelr_lightning.datamodules.samples import Samples, cache_folder, labelled_grid, sample
+from sinelr_lightning.datamodules.samples import NEAR_SPREADS, Samples, cache_folder, labelled_grid, sample
 from sinelr_lightning.datamodules.shape import Shape, read_shape
 from sinelr_lightning.errors import UserError
 
@@ -38,7 +38,7 @@ class OccupancyData(L.LightningDataModule):
 
     Args:
         mesh: file with the shape, in any format that trimesh reads.
-        volume: NumPy file (.npy) with a voxel grid [X, Y, Z], in place of the mesh.
+        volume: NumPy file (.npy) with a voxel grid [X, Y, Z]; where it is given, it takes the place of the mesh.
         threshold: voxels above it are inside.
         padding: share of the cube's half side that stays free around the shape's longest side.
         points: training samples in the pool.
@@ -67,13 +67,11 @@ class OccupancyData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value in (("points", points), ("eval_points", eval_points), ("batch_size", batch_size)):
-            if value < 2:
-                raise UserError(f"data.{name} must be at least 2, got {value}")
+            if not 2 <= value <= 10**9:
+                raise UserError(f"data.{name} must be from 2 to a billion, got {value}")
         if grid is not None and not 8 <= grid <= 1024:
             raise UserError(f"data.grid must be 8 to 1024 voxels along an axis, or null, got {grid}")
-        # A volume takes the place of the default mesh without a second flag.
-        self.mesh = None if volume is not None else mesh
-        self.volume, self.threshold, self.padding = volume, threshold, padding
+        self.mesh, self.volume, self.threshold, self.padding = mesh, volume, threshold, padding
         self.points, self.grid, self.eval_points = points, grid, eval_points
         self.batch_size, self.epoch_steps = batch_size, epoch_steps
         self.cache = cache_folder() if cache else None
@@ -90,14 +88,18 @@ class OccupancyData(L.LightningDataModule):
     def protocol(self) -> dict[str, Any]:
         """How the figures of this data were measured, for metrics.json."""
         half = self.eval_points // 2
-        counts = {"uniform_points": self.eval_points - half, "near_points": half, "near_spreads": [0.01, 0.05]}
+        counts = {"uniform_points": self.eval_points - half, "near_points": half, "near_spreads": list(NEAR_SPREADS)}
         pool = {"train_grid": self.grid} if self.grid else {"train_points": self.points}
         return {**self.shape.protocol(), **pool, **counts, "sample_seeds": SEEDS, "padding": self.padding}
 
     def prepare_data(self) -> None:
         """Fill the cache before the other processes ask."""
-        if self.cache is not None:
+        if self.cache is None or self.trainer is None:
+            return
+        stage = self.trainer.state.fn
+        if stage == "fit":
             self._labels()
+        self._sample("val" if stage in ("fit", "validate") else "test", self.eval_points)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the shape, before anything is trained."""

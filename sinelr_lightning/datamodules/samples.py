@@ -16,12 +16,12 @@ import trimesh
 from sinelr_lightning.datamodules.shape import Shape
 from sinelr_lightning.files import atomic_path
 
-__all__ = ["Samples", "cache_folder", "labelled_grid", "sample"]
+__all__ = ["NEAR_SPREADS", "Samples", "cache_folder", "labelled_grid", "sample"]
 
 log = logging.getLogger(__name__)
 
 NEAR_SPREADS = (0.01, 0.05)  # of the cube's half side: where detail is decided, and its surroundings
-VERSION = 1  # raise it when the same parameters shall give other points
+VERSION = 2  # raise it when the same parameters shall give other points
 
 
 class Samples(NamedTuple):
@@ -48,7 +48,8 @@ def sample(shape: Shape, count: int, seed: int, cache: Path | None) -> Samples:
     def draw() -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
         uniform = rng.uniform(-1, 1, (count - count // 2, 3))
-        near, _ = trimesh.sample.sample_surface(shape.surface, count // 2, seed=seed)
+        # A stream of its own: trimesh makes a generator of the seed, and the same one would draw the same numbers.
+        near, _ = trimesh.sample.sample_surface(shape.surface, count // 2, seed=[seed, 1])
         spread = np.where(np.arange(count // 2) % 2, *NEAR_SPREADS)
         near = np.clip(near + rng.normal(size=near.shape) * spread[:, None], -1, 1)
         # Rounded before they are labelled: what is trained on is what was asked.

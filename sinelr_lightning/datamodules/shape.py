@@ -1,7 +1,6 @@
 """Solid shapes in the cube [−1, 1]³: from a mesh, or from a voxel grid."""
 
 import hashlib
-import logging
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import trimesh
-from skimage.measure import marching_cubes
 
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.geometry.inside import Solid, agreement
@@ -17,7 +15,7 @@ from sinelr_lightning.geometry.mesh_io import CubePlacement, load_mesh
 
 __all__ = ["MeshShape", "Shape", "VolumeShape", "read_shape"]
 
-log = logging.getLogger(__name__)
+BESIDE = 1e-4  # of the cube's half side: how far beside a face its two sides are looked at
 
 
 class Shape(Protocol):
@@ -67,15 +65,19 @@ class MeshShape:
         placed = trimesh.Trimesh(self.placement.to_cube(mesh.vertices), mesh.faces, process=False)
         self.solid = Solid(placed)
 
-    @property
+    @cached_property
     def surface(self) -> trimesh.Trimesh:
-        """The repaired mesh, in the cube's coordinates."""
-        return self.solid.repaired
+        """The repaired mesh without what lies inside of other bodies, in the cube's coordinates."""
+        mesh = self.solid.repaired
+        step = BESIDE * mesh.face_normals
+        sides = [self.solid.contains(mesh.triangles_center + sign * step) for sign in (1, -1)]
+        return trimesh.Trimesh(mesh.vertices, mesh.faces[~(sides[0] & sides[1])], process=False)
 
     @cached_property
     def fingerprint(self) -> str:
         """Of vertices and faces as repaired, and of the placement."""
-        return _digest(self.surface.vertices, self.surface.faces, np.array(self.placement.centre))
+        mesh = self.solid.repaired
+        return _digest(mesh.vertices, mesh.faces, np.array([*self.placement.centre, self.placement.scale]))
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Winding number above ½."""
@@ -87,7 +89,8 @@ class MeshShape:
 
     def protocol(self) -> dict[str, Any]:
         """Repairs, watertightness, and how far winding number and ray parity agree."""
-        return {"mesh": self.source.name, **asdict(self.solid.report), **self._agreement}
+        checked = {f"agreement_{name}" if name == "points" else name: v for name, v in self._agreement.items()}
+        return {"mesh": self.source.name, **asdict(self.solid.report), **checked}
 
     def describe(self) -> str:
         """Whether it is watertight, what was repaired, on how many points two methods agree."""
@@ -123,22 +126,38 @@ class VolumeShape:
         if share in (0.0, 1.0):
             where = "no voxel is" if share == 0 else "every voxel is"
             raise UserError(f"{self.source}: {where} above the threshold {threshold}; --data.threshold sets another")
-        filled = np.argwhere(self.occupied)
-        corners = np.stack([filled.min(0) - 0.5, filled.max(0) + 0.5])
+        spans = [np.flatnonzero(self.occupied.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+        corners = np.array([[span[0] - 0.5 for span in spans], [span[-1] + 0.5 for span in spans]])
         self.placement = CubePlacement.of(corners, padding)
 
     @cached_property
     def surface(self) -> trimesh.Trimesh:
-        """Marching cubes between occupied and empty voxels, in the cube's coordinates."""
-        padded = np.pad(self.occupied, 1).astype(np.float32)
-        vertices, faces, _, _ = marching_cubes(padded, 0.5)
-        placed = self.placement.to_cube(vertices.astype(np.float64) - 1)
-        return trimesh.Trimesh(placed, faces[:, ::-1], process=False)  # skimage's faces look inward
+        """The sides of occupied voxels beside empty ones, two triangles each, in the cube's coordinates."""
+        padded = np.pad(self.occupied, 1).astype(np.int8)
+        corners = np.array(padded.shape) + 1
+        quads = []
+        for axis in range(3):
+            step = np.diff(padded, axis=axis)  # 1 where the shape begins along the axis, −1 behind its end
+            low = np.argwhere(step)
+            low[:, axis] += 1
+            u, v = np.eye(3, dtype=int)[[(axis + 1) % 3, (axis + 2) % 3]]
+            quad = np.stack([low, low + u, low + u + v, low + v], axis=1)  # it faces along the axis
+            begins = step[step != 0] > 0
+            quad[begins] = quad[begins][:, ::-1]
+            quads.append(np.ravel_multi_index(tuple(quad.transpose(2, 0, 1)), tuple(corners)))
+        places, quad = np.unique(np.concatenate(quads), return_inverse=True)
+        quad = quad.reshape(-1, 4)
+        vertices = (
+            np.stack(np.unravel_index(places, tuple(corners)), axis=-1) - 1.5
+        )  # of the padding, and half a voxel
+        faces = np.concatenate([quad[:, [0, 1, 2]], quad[:, [0, 2, 3]]])
+        return trimesh.Trimesh(self.placement.to_cube(vertices), faces, process=False)
 
     @cached_property
     def fingerprint(self) -> str:
         """Of the occupied voxels."""
-        return _digest(np.packbits(self.occupied), np.array(self.occupied.shape), np.array(self.placement.scale))
+        place = np.array([*self.placement.centre, self.placement.scale])
+        return _digest(np.packbits(self.occupied), np.array(self.occupied.shape), place)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Whether the voxel around each point is occupied; outside of the grid none is."""
@@ -159,14 +178,16 @@ class VolumeShape:
 
 
 def read_shape(mesh: str | None, volume: str | None, padding: float, threshold: float) -> Shape:
-    """Read the one that is named.
+    """Read the volume if one is named, else the mesh.
 
     Raises:
-        UserError: both or none are named, padding outside [0, 1), or the file is at fault.
+        UserError: none is named, padding outside [0, 1), or the file is at fault.
     """
-    if (mesh is None) == (volume is None):
-        raise UserError(f"give either data.mesh or data.volume, got mesh {mesh} and volume {volume}")
-    return MeshShape(mesh, padding) if mesh is not None else VolumeShape(str(volume), padding, threshold)
+    if volume is not None:
+        return VolumeShape(volume, padding, threshold)
+    if mesh is None:
+        raise UserError("no shape is named: give data.mesh or data.volume")
+    return MeshShape(mesh, padding)
 
 
 def _read_volume(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from sinelr_lightning.errors import UserError
 from sinelr_lightning.geometry.grid import CORNERS, NODES, Field, Level, Progress, Sampler, places, window
 from sinelr_lightning.geometry.refinement import Refined, crossing, refine
 
-__all__ = ["Surface", "estimate_memory", "extract_surface"]
+__all__ = ["NoSurface", "Surface", "estimate_memory", "extract_surface"]
 
 LEAST = 16  # cells along an axis
 FROM_NODES = 1e-3  # of a cell: how near a vertex comes to a node, so that no triangle has an edge of length 0
@@ -21,6 +21,14 @@ UNTIE = (1 + 1e-5 * np.random.default_rng(0).random((8, 8, 8))).astype(np.float3
 UNTIE = UNTIE[np.ix_(*[np.arange(-1, 10) % 8] * 3)]
 
 
+class NoSurface(UserError):
+    """A field that is everywhere on one side of the level, with the field's `quantiles`."""
+
+    def __init__(self, message: str, quantiles: tuple[float, ...]) -> None:
+        super().__init__(message)
+        self.quantiles = quantiles
+
+
 @dataclass(frozen=True)
 class Surface:
     """The surface {field = level}.
@@ -28,7 +36,7 @@ class Surface:
     Attributes:
         mesh: in the cube's coordinates; normals point out, to where the field is below the level. It is watertight
             unless the surface leaves the cube: there it is open.
-        evaluations: of the field.
+        evaluations: of the field at nodes of the grid; polishing takes others.
         nodes: evaluations that the full grid would take, (resolution + 1)³.
         leaves_cube: whether the surface goes through the cube's sides.
         quantiles: minimum, 1 %, 50 %, 99 % and maximum of the field over the coarse grid.
@@ -47,7 +55,7 @@ def extract_surface(
     level: float = 0.0,
     *,
     polish: int = 0,
-    batch: int = 262_144,
+    batch: int = 65_536,
     progress: Progress | None = None,
 ) -> Surface:
     """Mesh the surface {field = level} in the cube [-1, 1]³ with marching cubes.
@@ -75,17 +83,19 @@ def extract_surface(
         `Surface`.
 
     Raises:
-        UserError: the field has no surface at this level, is not finite, or the surface fills the cube.
+        NoSurface: the field has no surface at this level.
+        UserError: the field is not finite, or the surface fills the cube.
     """
     if resolution < LEAST:
         raise UserError(f"resolution {resolution} is too coarse: it must be at least {LEAST} cells along each axis")
     sample = Sampler(field, level, batch, progress)
     refined = refine(sample, resolution)
+    evaluations = sample.evaluations
     vertices, faces = _mesh(refined.level, sample, polish)
     if not len(faces):
-        raise UserError(_nothing(refined, level))
+        raise NoSurface(_nothing(refined, level), refined.quantiles)
     mesh = trimesh.Trimesh(vertices, faces, process=False)
-    return Surface(mesh, sample.evaluations, (resolution + 1) ** 3, refined.leaves_cube, refined.quantiles)
+    return Surface(mesh, evaluations, (resolution + 1) ** 3, refined.leaves_cube, refined.quantiles)
 
 
 def estimate_memory(resolution: int) -> int:

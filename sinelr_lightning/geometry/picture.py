@@ -13,6 +13,7 @@ import trimesh
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates, uniform_filter
 
+from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
 
 __all__ = ["contact_sheet", "save_picture", "shade", "usual_up"]
@@ -121,9 +122,16 @@ def contact_sheet(pictures: Sequence[np.ndarray], labels: Sequence[str], columns
 
 
 def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> Path:
-    """Write uint8 [H, W, 3] as PNG, whole or not at all. Returns the path."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    """Write uint8 [H, W, 3] as PNG, whole or not at all. Returns the path.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return Path(path)
 
 

@@ -40,15 +40,18 @@ def save_html(mesh: trimesh.Trimesh, path: str | os.PathLike[str], title: str, u
         The path.
 
     Raises:
-        UserError: the mesh has no faces.
+        UserError: the mesh has no faces, or the page cannot be written there.
     """
     if not len(mesh.faces):
         raise UserError(f"{path}: a mesh without faces has nothing to show")
     page = scene_to_html(_scene(mesh, up))
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{html.escape(title)}</title>", page, count=1)
     page = page.replace("</body>", f"<script>{_LIGHTS}</script></body>")
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return Path(path)
 
 

@@ -47,6 +47,7 @@ class OccupancyNetwork(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Logits [...] at positions [..., 3] of the cube [−1, 1]³."""
+        positions = positions.to(self.first.weight.dtype)
         h = frequency_encoding(positions, self.frequencies) if self.frequencies else positions
         for layer, activation in zip([self.first, *self.hidden], self.activations, strict=True):
             h = activation(layer(h))
@@ -83,7 +84,7 @@ class GaborNetwork(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Logits [...] at positions [..., 3] of the cube [−1, 1]³."""
-        x = self.first(positions)
+        x = self.first(positions.to(self.first.weight.dtype))
         x, y = self.gabor(x, torch.zeros_like(x))
         for real, imaginary in zip(self.real, self.imaginary, strict=True):
             z = torch.stack([x, y])  # both parts in one product
@@ -100,14 +101,14 @@ def occupancy_network(
     sigma: float = 0.1,
     omega: float | None = None,
     scale: float = 10.0,
-    frequencies: int = 0,
+    frequencies: int | None = None,
 ) -> OccupancyNetwork | GaborNetwork:
     """Make the network of one of five kinds.
 
     gaussian: exp(−x²/(2σ²)) (Ramasinghe & Lucey 2022). siren: sin(ω₀·x) after the first layer, with its weights
     uniform in ±1/3 (Sitzmann et al. 2020, §3.2); the hidden layers start at the variance 1/(3n) of `nn.Linear` where
     SIREN has 2/(nω₀²), so theirs is sin(√6·x): the same function at the start, for any factory. wire: `GaborNetwork`
-    of width/√2. relu and gelu: over an encoding of the position, in `frequencies` octaves.
+    of width/√2. relu and gelu: over an encoding of the position.
 
     Args:
         linear: makes the hidden layers.
@@ -117,7 +118,8 @@ def occupancy_network(
         sigma: σ of gaussian.
         omega: ω₀; None for 30 in siren and 10 in wire.
         scale: s₀ of wire.
-        frequencies: octaves of the encoding of the position; 0 takes the position as it is.
+        frequencies: octaves of the encoding of the position, 0 for none; None for 6 with relu and gelu, none with the
+            others. wire has none.
     """
     if activation == "wire":
         return GaborNetwork(linear, depth, round(width / math.sqrt(2)), omega or 10.0, scale)
@@ -127,6 +129,8 @@ def occupancy_network(
         "relu": lambda layer: nn.ReLU(),
         "gelu": lambda layer: nn.GELU(),
     }
+    if frequencies is None:
+        frequencies = 6 if activation in ("relu", "gelu") else 0
     network = OccupancyNetwork(linear, depth, width, made[activation], frequencies)
     if activation == "siren":
         nn.init.uniform_(network.first.weight, -1 / network.first.in_features, 1 / network.first.in_features)

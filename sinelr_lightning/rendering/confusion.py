@@ -50,7 +50,9 @@ def confusion_picture(counts: Tensor, names: Sequence[str]) -> Tensor:
     return torch.from_numpy(np.array(picture))
 
 
-def _upright(picture: Image.Image, text: str, top: tuple[int, int], font: ImageFont.FreeTypeFont) -> None:
+def _upright(
+    picture: Image.Image, text: str, top: tuple[int, int], font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
     """Write a column's name from its foot upwards, below the column."""
     width, height = round(font.getlength(text)) + 2, 18
     label = Image.new("RGB", (width, height), tuple(PAPER))

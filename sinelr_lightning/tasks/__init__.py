@@ -1,7 +1,8 @@
 """One LightningModule a task."""
 
 from sinelr_lightning.tasks.base import Schedule, Task
+from sinelr_lightning.tasks.classification import ClassificationTask
 from sinelr_lightning.tasks.nerf import NeRFTask
 from sinelr_lightning.tasks.occupancy import OccupancyTask
 
-__all__ = ["NeRFTask", "OccupancyTask", "Schedule", "Task"]
+__all__ = ["ClassificationTask", "NeRFTask", "OccupancyTask", "Schedule", "Task"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning.pytorch as L
 import torch
@@ -18,6 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import LinearFactory, parameter_groups, summarize
+
+Data = TypeVar("Data", bound=L.LightningDataModule)
 
 __all__ = ["ExportParts", "Schedule", "Task"]
 
@@ -137,6 +139,17 @@ class Task(L.LightningModule):
         raise UserError(f"a {type(self).__name__} cannot be exported: it has no network from one tensor to one")
 
     # -- optimiser and schedule ----------------------------------------------------------------------------------
+    def data(self, kind: type[Data]) -> Data:
+        """Give the run's data.
+
+        Raises:
+            UserError: it is of another kind.
+        """
+        data = self.trainer.datamodule  # ty: ignore[unresolved-attribute]
+        if not isinstance(data, kind):
+            raise UserError(f"a {type(self).__name__} needs {kind.__name__} as its data, got {type(data).__name__}")
+        return data
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Groups by weight decay and learning-rate multiplier; the schedule steps with every optimiser step."""
         optimizer = self.optimizer(parameter_groups(self, self.weight_decay))

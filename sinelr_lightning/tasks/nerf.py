@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sinelr_lightning.datamodules.loaders import seeded_generator
+from sinelr_lightning.datamodules.nerf import NeRFData
 from sinelr_lightning.datamodules.scene import Cameras
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import LinearFactory, SineLowRank, cached_weights
@@ -94,7 +95,7 @@ class NeRFTask(Task):
     # -- the scene, which a checkpoint carries ------------------------------------------------------------------
     def setup(self, stage: str) -> None:
         """Take the cameras from the data; a checkpoint has them for everything that comes later."""
-        scene = self.trainer.datamodule.scene  # ty: ignore[missing-attribute]
+        scene = self.data(NeRFData).scene
         self.cameras, self.white_background = scene.cameras, scene.white_background
         self.seed = torch.initial_seed()
         if stage in ("validate", "test"):
@@ -251,7 +252,7 @@ class NeRFTask(Task):
     # -- what is said about the run -----------------------------------------------------------------------------
     def protocol(self) -> dict[str, Any]:
         """How the data were read and the background treated."""
-        return {**self.trainer.datamodule.protocol(), "white_background": self.white_background}  # ty: ignore[missing-attribute]
+        return {**self.data(NeRFData).protocol(), "white_background": self.white_background}
 
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that show the scene."""

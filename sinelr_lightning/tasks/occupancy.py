@@ -13,6 +13,7 @@ import trimesh
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from sinelr_lightning.datamodules.occupancy import OccupancyData
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.geometry.marching import extract_surface
@@ -28,6 +29,9 @@ __all__ = ["POLISH", "OccupancyTask"]
 SLICE = 256  # pixels of a picture of the field
 POLISH = 2  # rounds by which the vertices of a surface are brought onto it
 SURFACE_SAMPLES = 100_000  # points drawn from each surface
+SURFACE_SEED = 0  # of these draws
+F_SCORE_THRESHOLD = 0.01  # of the cube's half side
+NO_SURFACE = {"chamfer": float("inf"), "normal_consistency": 0.0, "f_score": 0.0}
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ class OccupancyTask(Task):
         sigma: σ of gaussian; 0.1 in the paper.
         omega: ω₀ of siren and wire; null for 30 and 10.
         scale: s₀ of wire.
-        frequencies: octaves of the encoding of the position, for relu and gelu; 0 for none.
+        frequencies: octaves of the encoding of the position; null for 6 with relu and gelu, none with the others.
         resolution: cells along each axis of the grid on which the surface is scored.
         mesh_every: validations between two surfaces in TensorBoard.
         optimizer, schedule, weight_decay: see `Task`.
@@ -65,7 +69,7 @@ class OccupancyTask(Task):
         sigma: float = 0.1,
         omega: float | None = None,
         scale: float = 10.0,
-        frequencies: int = 0,
+        frequencies: int | None = None,
         resolution: int = 128,
         mesh_every: int = 1,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
@@ -78,6 +82,8 @@ class OccupancyTask(Task):
         for name, value in (("sigma", sigma), ("omega", omega), ("scale", scale)):
             if value is not None and value <= 0:
                 raise UserError(f"model.{name} must be positive, got {value}")
+        if frequencies is not None and (frequencies < 0 or activation == "wire"):
+            raise UserError(f"model.frequencies must be at least 0, and null with wire, got {frequencies}")
         if resolution < 16 or mesh_every < 1:
             raise UserError(
                 f"resolution must be at least 16, mesh_every at least 1, got {resolution} and {mesh_every}"
@@ -95,39 +101,52 @@ class OccupancyTask(Task):
         self.network = occupancy_network(**self._network_arguments)
         self.resolution, self.mesh_every = resolution, mesh_every
         self.placement: CubePlacement | None = None
-        self.source = ""
+        self.source = self.fingerprint = ""
         self._last: Tensor | None = None
-        self._validations = 0
         self._true_slices: np.ndarray | None = None
         self._predictions = Path()
 
     # -- the shape's place, which a checkpoint carries ------------------------------------------------------------
     def setup(self, stage: str) -> None:
         """Take the placement from the data; a checkpoint has it for everything that comes later."""
-        shape = self.trainer.datamodule.shape  # ty: ignore[missing-attribute]
-        self.placement, self.source = shape.placement, shape.source.name
+        shape = self.data(OccupancyData).shape
+        self.placement, self.source, self.fingerprint = shape.placement, shape.source.name, shape.fingerprint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store where the shape lies, so that its mesh comes back in its own coordinates without the data."""
         assert self.placement is not None
-        checkpoint["shape"] = {"placement": self.placement.to_dict(), "source": self.source}
+        checkpoint["shape"] = {
+            "placement": self.placement.to_dict(),
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the placement back."""
+        """Take the placement back.
+
+        Raises:
+            UserError: the data at hand is another shape, or the same elsewhere in the cube.
+        """
         super().on_load_checkpoint(checkpoint)
-        self.placement = CubePlacement.from_dict(checkpoint["shape"]["placement"])
-        self.source = checkpoint["shape"]["source"]
+        shape = checkpoint["shape"]
+        if self.fingerprint and self.fingerprint != shape["fingerprint"]:
+            raise UserError(
+                f"the checkpoint is of another shape ({shape['source']}) than the data ({self.source}), or the shape "
+                "lies elsewhere in the cube (data.padding): start a new run, without --ckpt_path"
+            )
+        self.placement = CubePlacement.from_dict(shape["placement"])
+        self.source = shape["source"]
 
     # -- training ---------------------------------------------------------------------------------------------------
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch of points."""
         logits = self.network(batch["points"])
         self._last = logits.detach()
-        return F.binary_cross_entropy_with_logits(logits, batch["inside"])
+        return F.binary_cross_entropy_with_logits(logits, batch["inside"].to(logits))
 
     def collapse(self) -> str | None:
         """Say what has died, judged by the last batch: the network gives the same answer everywhere."""
-        if self._last is None or float(self._last.std()) > 1e-3:
+        if self._last is None or len(self._last) < 2 or float(self._last.std()) > 1e-6:  # alive, if slow to start
             return None
         return "the network gives the same answer at every point"
 
@@ -188,8 +207,7 @@ class OccupancyTask(Task):
         """Log the figures of points and surface, and show the surface."""
         super().on_validation_epoch_end()
         if not self.trainer.sanity_checking:
-            self._score_surface("val", show=self._validations % self.mesh_every == 0)
-            self._validations += 1
+            self._score_surface("val", show=self.trainer.current_epoch % self.mesh_every == 0)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of points and surface."""
@@ -198,17 +216,17 @@ class OccupancyTask(Task):
 
     def _score_surface(self, stage: str, show: bool) -> None:
         """Extract the surface on the first process, compare it with the true one, tell all processes."""
-        figures: dict[str, float] = {}
+        figures = dict(NO_SURFACE)
         if self.trainer.is_global_zero:
-            truth = self.trainer.datamodule.shape.surface  # ty: ignore[missing-attribute]
+            truth = self.data(OccupancyData).shape.surface
             field = self.field()
             try:
                 surface = extract_surface(field, self.resolution, polish=POLISH).mesh
             except UserError as error:
                 log.warning("no surface to score at step %d: %s", self.global_step, error)
             else:
-                compared = compare_surfaces(surface, truth, SURFACE_SAMPLES)
-                figures = {name: getattr(compared, name) for name in ("chamfer", "normal_consistency", "f_score")}
+                compared = compare_surfaces(surface, truth, SURFACE_SAMPLES, F_SCORE_THRESHOLD, SURFACE_SEED)
+                figures = {name: getattr(compared, name) for name in NO_SURFACE}
                 if show:
                     self._show_surface(stage, surface, truth)
             if show:
@@ -245,8 +263,7 @@ class OccupancyTask(Task):
         )
         points = planes.reshape(-1, 3)
         if self._true_slices is None:
-            shape = self.trainer.datamodule.shape  # ty: ignore[missing-attribute]
-            self._true_slices = shape.contains(points).reshape(planes.shape[:2])
+            self._true_slices = self.data(OccupancyData).shape.contains(points).reshape(planes.shape[:2])
         probability = torch.from_numpy(field(points)).sigmoid().numpy().reshape(planes.shape[:2])
         picture = np.concatenate([self._true_slices, probability])
         title = f"{stage}/inside and probability at x = 0, y = 0, z = 0"
@@ -256,6 +273,9 @@ class OccupancyTask(Task):
     def on_predict_start(self) -> None:
         """Ask for the run's folder: all processes must ask together."""
         self._predictions = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions"
+        if self.trainer.is_global_zero:
+            for earlier in self._predictions.glob("[0-9][0-9][0-9].npz"):
+                earlier.unlink()
         log.info("probabilities at the test points go to %s", self._predictions)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> str:
@@ -263,7 +283,7 @@ class OccupancyTask(Task):
         assert self.placement is not None
         path = self._predictions / f"{batch['number']:03d}.npz"
         points = self.placement.from_cube(batch["points"].double().cpu().numpy())
-        probability = self.network(batch["points"]).sigmoid().cpu().numpy()
+        probability = self.network(batch["points"]).float().sigmoid().cpu().numpy()
         with atomic_path(path) as temporary:
             np.savez(temporary, points=points, probability=probability, inside=batch["inside"].cpu().numpy())
         return str(path)
@@ -271,8 +291,13 @@ class OccupancyTask(Task):
     # -- what is said about the run ---------------------------------------------------------------------------------
     def protocol(self) -> dict[str, Any]:
         """How the data were sampled and the surface extracted."""
-        data = self.trainer.datamodule.protocol()  # ty: ignore[missing-attribute]
-        return {**data, "surface_resolution": self.resolution, "surface_samples": SURFACE_SAMPLES, "surface_seed": 0}
+        return {
+            **self.data(OccupancyData).protocol(),
+            "surface_resolution": self.resolution,
+            "surface_samples": SURFACE_SAMPLES,
+            "surface_seed": SURFACE_SEED,
+            "f_score_threshold": F_SCORE_THRESHOLD,
+        }
 
     def export_parts(self) -> ExportParts:
         """The network, points [N, 3] → logits [N], and where its cube lies in the shape's coordinates."""

@@ -21,10 +21,10 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
     path = write_l_shape(folder / "l.obj")
     adam = torch.optim.Adam
-    task = OccupancyTask(SineLowRank(4), width=64, optimizer=lambda p: adam(p, lr=1e-2))
-    data = OccupancyData(str(path), points=50_000, batch_size=1024, epoch_steps=400, cache=False)
+    task = OccupancyTask(SineLowRank(6), width=64, optimizer=lambda p: adam(p, lr=1e-2))
+    data = OccupancyData(str(path), points=50_000, batch_size=2048, epoch_steps=600, cache=False)
     trainer = L.Trainer(
-        max_steps=400, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=600, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(task, data)
@@ -88,7 +88,7 @@ def change(checkpoint, path, **values):
 
 @pytest.mark.parametrize(
     ("bias", "words"),
-    [(-5.0, "nothing is inside"), (5.0, "the cube is full")],
+    [(-5.0, "calls nothing inside"), (5.0, "calls the whole cube inside")],
 )
 def test_a_field_without_a_surface_says_so_with_its_quantiles(run, bias, words, tmp_path, capfd):
     dead = change(run[0], tmp_path / "dead.ckpt", bias=bias, weight=1e-3)
@@ -115,6 +115,19 @@ def test_a_mistake_is_one_line(run, options, words, tmp_path, monkeypatch, capfd
     assert main(["mesh", f"--ckpt_path={run[0]}", *options]) == 2
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert words in error and not list(tmp_path.iterdir())
+
+
+def test_a_level_outside_of_the_range_is_told_in_probabilities(run, tmp_path, capfd):
+    out = f"--out={tmp_path}/shape.ply"
+    assert main(["mesh", f"--ckpt_path={run[0]}", out, "--resolution=32", "--level=0.999999999999999"]) == 2
+    said = capfd.readouterr().err
+    assert "level 1 is outside of the field's range" in said and "lies in [" in said
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(run, tmp_path, capfd):
+    (tmp_path / "shape.png").mkdir()
+    assert main(["mesh", f"--ckpt_path={run[0]}", f"--out={tmp_path}/shape.ply", "--resolution=32"]) == 2
+    assert "shape.png cannot be written" in capfd.readouterr().err
 
 
 def test_a_checkpoint_of_another_task_is_refused(tmp_path, capfd):

@@ -91,7 +91,7 @@ def test_the_protocol_says_counts_and_seeds(box):
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"points": 1}, "data.points"), ({"batch_size": 0}, "data.batch_size"), ({"eval_points": 0}, "data.eval_points"),
-     ({"grid": 4}, "data.grid"), ({"grid": 4096}, "data.grid")],
+     ({"grid": 4}, "data.grid"), ({"grid": 4096}, "data.grid"), ({"points": 10**12}, "data.points")],
 )  # fmt: skip
 def test_bad_options(options, words):
     with pytest.raises(UserError, match=words):

@@ -58,7 +58,10 @@ def test_the_surface_of_a_volume_is_closed_and_faces_outward(bar):
     shape = VolumeShape(bar)
     voxels = shape.placement.from_cube(shape.surface.vertices)
     assert shape.surface.is_watertight and shape.surface.volume > 0
-    assert voxels.min(0).tolist() == pytest.approx([1.5, 0.5, 0.5]) and voxels.max(0).tolist() == [7.5, 3.5, 2.5]
+    assert voxels.min(0).tolist() == pytest.approx([1.5, 0.5, 0.5])
+    assert voxels.max(0).tolist() == pytest.approx([7.5, 3.5, 2.5])
+    assert shape.surface.volume * shape.placement.scale**3 == pytest.approx(6 * 3 * 2)  # the labels' own boundary
+    assert shape.surface.area * shape.placement.scale**2 == pytest.approx(2 * (18 + 12 + 6))
 
 
 def test_a_volume_that_fills_its_grid_to_the_border_is_closed_too(tmp_path):
@@ -101,6 +104,24 @@ def test_unreadable_volumes(tmp_path):
 def test_one_source_is_named(box, bar):
     assert isinstance(read_shape(str(box), None, 0.1, 0.5), MeshShape)
     assert isinstance(read_shape(None, str(bar), 0.1, 0.5), VolumeShape)
-    for mesh, volume in ((None, None), (str(box), str(bar))):
-        with pytest.raises(UserError, match=r"either data\.mesh or data\.volume"):
-            read_shape(mesh, volume, 0.1, 0.5)
+    assert isinstance(read_shape(str(box), str(bar), 0.1, 0.5), VolumeShape)
+    with pytest.raises(UserError, match=r"give data\.mesh or data\.volume"):
+        read_shape(None, None, 0.1, 0.5)
+
+
+def test_what_lies_inside_of_another_body_is_no_surface(tmp_path):
+    balls = [
+        trimesh.creation.icosphere(4, 1.0),
+        trimesh.creation.icosphere(4, 1.0),
+        trimesh.creation.icosphere(3, 0.2),
+    ]
+    balls[1].apply_translation((1, 0, 0))
+    trimesh.util.concatenate(balls).export(tmp_path / "balls.ply")
+    surface = MeshShape(tmp_path / "balls.ply").surface
+    # Two caps of height 1/2 are inside of the other ball; of the small ball in the first nothing is left.
+    outer = 2 * (4 * np.pi - 2 * np.pi * 0.5)
+    scale = MeshShape(tmp_path / "balls.ply").placement.scale
+    assert surface.area * scale**2 == pytest.approx(outer, rel=0.02)
+    plate = trimesh.creation.box((1, 1, 1e-5))  # thinner than a look beside its faces
+    plate.export(tmp_path / "plate.ply")
+    assert len(MeshShape(tmp_path / "plate.ply").surface.faces) == 12

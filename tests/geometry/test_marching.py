@@ -239,4 +239,4 @@ def test_polishing_brings_vertices_onto_a_field_that_bends():
     assert errors[0].max() > 1e-2 and errors[1].max() < 1e-3
     assert (rough.mesh.faces == fine.mesh.faces).all()
     assert_sound(fine.mesh)
-    assert fine.evaluations == rough.evaluations + 4 * len(fine.mesh.vertices)
+    assert fine.evaluations == rough.evaluations  # at the grid's nodes

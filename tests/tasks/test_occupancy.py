@@ -4,9 +4,11 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+import trimesh
 from lightning.pytorch.loggers import TensorBoardLogger
 from solids import write_l_shape
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import ToyData
 
 from sinelr_lightning.callbacks.collapse import RestartOnCollapse
 from sinelr_lightning.datamodules import OccupancyData
@@ -112,7 +114,7 @@ def test_a_network_without_a_surface_is_told_and_scored_by_its_points(tmp_path, 
     with caplog.at_level(logging.WARNING):
         run.validate(task, small_data(tmp_path), verbose=False)
     assert "no surface" in caplog.text and run.callback_metrics["val/iou"] == 0
-    assert "val/chamfer" not in run.callback_metrics
+    assert run.callback_metrics["val/chamfer"] == float("inf") and run.callback_metrics["val/f_score"] == 0
 
 
 def test_a_dead_network_is_drawn_anew_once(tmp_path):
@@ -126,6 +128,44 @@ def test_a_dead_network_is_drawn_anew_once(tmp_path):
         run.fit(small_task(optimizer=lambda p: torch.optim.SGD(p, lr=1e-8)), small_data(tmp_path, epoch_steps=8))
 
 
+def test_a_network_that_is_slow_to_start_is_not_dead():
+    task = small_task()
+    task._last = torch.tensor([0.1, 0.1 + 1e-5])
+    assert task.collapse() is None
+    task._last = torch.tensor([0.1, 0.1])
+    assert "same answer" in str(task.collapse())
+    task._last = torch.tensor([0.1])  # one point says nothing
+    assert task.collapse() is None
+
+
+def write_other(path):
+    trimesh.creation.box((3, 2, 1)).export(path)
+    return path
+
+
+def test_a_run_of_another_shape_or_place_is_not_gone_on_with(trained, tmp_path):
+    for options in ({"padding": 0.4}, {"mesh": str(write_other(tmp_path / "other.obj"))}):
+        data = small_data(tmp_path)
+        for name, value in options.items():
+            setattr(data, name, value)
+        task = small_task(linear=SineLowRank(4), width=64)
+        with pytest.raises(UserError, match=r"another shape \(l\.obj\).*start a new run"):
+            trainer(tmp_path, max_steps=300).fit(task, data, ckpt_path=trained[3] / "run.ckpt")
+
+
+def test_data_of_another_task_is_refused(tmp_path):
+    with pytest.raises(UserError, match="OccupancyTask needs OccupancyData as its data, got ToyData"):
+        trainer(tmp_path, max_steps=1).fit(small_task(), ToyData())
+
+
+def test_it_trains_in_other_precisions(tmp_path):
+    for precision in ("64-true", "bf16-mixed"):
+        run = trainer(tmp_path, max_steps=2, precision=precision)
+        run.fit(small_task(), small_data(tmp_path, epoch_steps=2))
+        assert torch.isfinite(run.callback_metrics["val/loss"])
+        assert len(run.predict(small_task(), small_data(tmp_path))) == 4
+
+
 def test_predictions_are_in_the_coordinates_of_the_input(trained, tmp_path):
     task, data, _, _ = trained
     paths = trainer(tmp_path).predict(task, data)
@@ -137,7 +177,7 @@ def test_predictions_are_in_the_coordinates_of_the_input(trained, tmp_path):
 
 @pytest.mark.parametrize("activation", ["siren", "wire", "relu", "gelu"])
 def test_every_activation_trains(activation, tmp_path):
-    frequencies = 4 if activation in ("relu", "gelu") else 0
+    frequencies = 4 if activation in ("relu", "gelu") else None
     task = small_task(activation=activation, frequencies=frequencies, linear=Dense(), width=64)
     run = trainer(tmp_path, max_steps=100)
     run.fit(task, small_data(tmp_path, epoch_steps=100))
@@ -151,6 +191,8 @@ def test_every_activation_trains(activation, tmp_path):
         ({"sigma": 0.0}, "sigma"),
         ({"resolution": 8}, "resolution"),
         ({"mesh_every": 0}, "mesh"),
+        ({"frequencies": -1}, "frequencies"),
+        ({"frequencies": 4, "activation": "wire"}, "wire"),
     ],
 )
 def test_bad_options(options, words):
