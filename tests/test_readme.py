@@ -21,7 +21,10 @@ SMALL = {
     "fit": ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"],
     "test": ["--trainer.limit_test_batches=1", "--data.factor=1"],
     "render": ["--frames=2", "--scale=0.1"],
+    "mesh": ["--resolution=32"],
 }
+# A surface takes more than two steps.
+SHAPE = ["--trainer.max_steps=150", "--trainer.limit_val_batches=0", "--data.points=20000", "--model.width=64"]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0])
@@ -35,10 +38,18 @@ def test_its_commands_run(monkeypatch, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("sinelr ")]
-    assert [c[1] for c in commands].count("fit") >= 2 and {c[1] for c in commands} == {"fit", "render", "test"}
+    assert [c[1] for c in commands].count("fit") >= 2 and {c[1] for c in commands} == {
+        "fit",
+        "mesh",
+        "render",
+        "test",
+    }
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _, verb, *options in commands:
-        assert main([verb, *options, *SMALL[verb]]) == 0
+        small = SHAPE if "configs/occupancy_mesh.yaml" in options else SMALL[verb]
+        assert main([verb, *options, *small]) == 0
     assert (tmp_path / "video.mp4").stat().st_size > 1000
+    assert {"shape.ply", "shape.png", "shape.html"} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "runs" / "lowrank" / "version_0").is_dir()
 
 
