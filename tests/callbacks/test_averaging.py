@@ -1,0 +1,81 @@
+import lightning.pytorch as L
+import pytest
+import torch
+from toy import ToyData, ToyTask
+
+from sinelr_lightning.callbacks.averaging import EMA
+from sinelr_lightning.errors import UserError
+
+
+def fit(folder, steps, ema, ckpt_path=None, **options):
+    torch.manual_seed(0)
+    run = L.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[ema], **options,
+    )  # fmt: skip
+    task = ToyTask()
+    run.fit(task, ToyData(), ckpt_path=ckpt_path)
+    return run, task
+
+
+def test_it_is_the_exponential_average_of_the_weights(tmp_path):
+    seen = []
+
+    class Watch(EMA):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            super().on_train_batch_end(trainer, pl_module, *rest)
+            seen.append(torch.cat([p.detach().flatten() for p in pl_module.parameters()]).clone())
+
+    _, task = fit(tmp_path, 6, Watch(decay=0.5), limit_val_batches=0)
+    average = seen[0]
+    for weights in seen[1:]:
+        average = 0.5 * average + 0.5 * weights
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in task.parameters()]), average)
+
+
+def test_before_the_first_update_validation_and_checkpoint_have_the_weights(tmp_path):
+    validated = []
+
+    class Watch(EMA):
+        def on_validation_epoch_start(self, trainer, pl_module):
+            super().on_validation_epoch_start(trainer, pl_module)
+            validated.append(next(pl_module.parameters()).detach().clone())
+
+    run, task = fit(tmp_path, 4, Watch(decay=0.9, start=100), num_sanity_val_steps=0, val_check_interval=2)
+    torch.testing.assert_close(validated[-1], next(task.parameters()), rtol=0, atol=0)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    stored = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    for name, value in task.state_dict().items():
+        torch.testing.assert_close(stored["state_dict"][name], value, rtol=0, atol=0)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 5:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def trained(steps, extra=(), **options):
+        torch.manual_seed(0)
+        run = L.Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path, callbacks=[EMA(decay=0.8), *extra],
+        )  # fmt: skip
+        task = ToyTask()
+        run.fit(task, ToyData(), **options)
+        return task.state_dict()
+
+    whole = trained(12, [Save()])
+    resumed = trained(12, ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-7)
+    stored = torch.load(tmp_path / "middle.ckpt", weights_only=True)
+    assert any(
+        not torch.equal(stored["state_dict"][n], stored["current_model_state"][n]) for n in stored["state_dict"]
+    )
+
+
+@pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"start": -1}])
+def test_bad_values(options):
+    with pytest.raises(UserError, match="EMA"):
+        EMA(**options)
