@@ -1,5 +1,6 @@
 """What watches or changes training."""
 
+from sinelr_lightning.callbacks.averaging import EMA
 from sinelr_lightning.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from sinelr_lightning.callbacks.collapse import RestartOnCollapse
 from sinelr_lightning.callbacks.guards import StopOnNaN
@@ -8,6 +9,7 @@ from sinelr_lightning.callbacks.report import Report
 from sinelr_lightning.callbacks.weights import CachedWeights, ConvertCallback
 
 __all__ = [
+    "EMA",
     "AtomicCheckpointIO",
     "CachedWeights",
     "Checkpoint",

@@ -65,7 +65,7 @@ def _torchvision(name: str, pretrained: bool) -> Any:
 def _timm(name: str) -> Any:
     if importlib.util.find_spec("timm") is None:
         raise ModuleNotFoundError('networks of timm need timm: pip install -e ".[vision]"')
-    import timm  # ty: ignore[unresolved-import]
+    import timm  # ty: ignore[import-not-found]
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)

@@ -145,7 +145,7 @@ class Task(L.LightningModule):
         Raises:
             UserError: it is of another kind.
         """
-        data = self.trainer.datamodule  # ty: ignore[unresolved-attribute]
+        data = self.trainer.datamodule  # ty: ignore[missing-attribute]
         if not isinstance(data, kind):
             raise UserError(f"a {type(self).__name__} needs {kind.__name__} as its data, got {type(data).__name__}")
         return data

@@ -111,7 +111,7 @@ class ClassificationTask(Task):
         names = list(data.class_names)
         if names and len(names) != self.classes:
             raise UserError(f"the data has {len(names)} classes, the model {self.classes}: set model.classes")
-        if stage == "fit" and self.pretrained and self.trainer.ckpt_path is None:
+        if stage == "fit" and self.pretrained:  # a checkpoint's weights come over them afterwards
             self.network = self._make(trained=True)
         self._check_size(data.preprocessing()["image_size"])
         # An images-only prediction knows no classes; the checkpoint does.
