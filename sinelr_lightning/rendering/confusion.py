@@ -1,11 +1,14 @@
 """A confusion matrix as a picture."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
 
 __all__ = ["confusion_picture"]
 
@@ -25,6 +28,8 @@ def confusion_picture(counts: Tensor, names: Sequence[str]) -> Tensor:
     Returns:
         uint8 [H, W, 3].
     """
+    from PIL import Image, ImageDraw, ImageFont
+
     classes = len(counts)
     share = (counts / counts.sum(1, keepdim=True).clamp_min(1)).cpu().double().numpy()
     colours = (PAPER + share[..., None] * (FULL - PAPER)).astype(np.uint8)
@@ -51,9 +56,11 @@ def confusion_picture(counts: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def _upright(
-    picture: Image.Image, text: str, top: tuple[int, int], font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    picture: "Image.Image", text: str, top: tuple[int, int], font: "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 ) -> None:
     """Write a column's name from its foot upwards, below the column."""
+    from PIL import Image, ImageDraw
+
     width, height = round(font.getlength(text)) + 2, 18
     label = Image.new("RGB", (width, height), tuple(PAPER))
     ImageDraw.Draw(label).text((width, height / 2), text, INK, font, anchor="rm")

@@ -38,7 +38,7 @@ def test_a_rank_without_a_sample_is_refused():
         EvaluationLoader(int, 2, 0, 3)
     with pytest.raises(UserError, match="no sample to evaluate"):
         EvaluationLoader(int, 0)
-    with pytest.raises(UserError, match="at least one training step, got 0"):
+    with pytest.raises(UserError, match=r"data\.epoch_steps must be at least 1 training step, got 0"):
         StepLoader(int, 0)
 
 
