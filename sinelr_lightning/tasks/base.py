@@ -4,8 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -13,60 +12,18 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.parsing import AttributeDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.layers import LinearFactory, parameter_groups, summarize
+from sinelr_lightning.layers import parameter_groups, summarize
+from sinelr_lightning.tasks.arguments import class_path, differing, kinds, plain
+from sinelr_lightning.tasks.schedule import Schedule
+
+__all__ = ["ExportParts", "Task"]
 
 Data = TypeVar("Data", bound=L.LightningDataModule)
-
-__all__ = ["ExportParts", "Schedule", "Task"]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate over the run, as a factor on the optimiser's.
-
-    With s the step, w = warmup, N the steps of the whole run and p = (s − w)/(N − w): (s + 1)/w while s < w, then
-    1 (constant), final^p (exponential), or final + (1 − final)·(1 + cos πp)/2 (cosine).
-
-    Args:
-        kind: how the factor goes from 1 to `final`.
-        warmup: steps of linear rise at the start.
-        final: the factor at the end of the run; not used by `constant`.
-
-    Raises:
-        UserError: unknown kind, negative warmup, final outside (0, 1].
-    """
-
-    kind: Literal["constant", "exponential", "cosine"] = "constant"
-    warmup: int = 0
-    final: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("constant", "exponential", "cosine"):
-            raise UserError(f"schedule.kind must be constant, exponential or cosine, got {self.kind!r}")
-        if self.warmup < 0:
-            raise UserError(f"schedule.warmup must be a number of steps ≥ 0, got {self.warmup}")
-        if not 0 < self.final <= 1:
-            raise UserError(f"schedule.final must be in (0, 1], got {self.final}")
-
-    def factor(self, step: int, total: Callable[[], float]) -> float:
-        """Give the factor of `step`; `total()` is asked for the steps of the run only where it matters."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        if self.kind == "constant" or step == self.warmup:
-            return 1.0
-        steps = total()
-        if not math.isfinite(steps):
-            raise UserError(
-                f"a schedule of kind {self.kind} needs an end: set trainer.max_steps or trainer.max_epochs"
-            )
-        progress = min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
-        if self.kind == "exponential":
-            return self.final**progress
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -79,7 +36,7 @@ class ExportParts:
         metadata: what a user of the file must know, the meaning of input and output first: plain values.
     """
 
-    network: torch.nn.Module
+    network: nn.Module
     example: Tensor
     metadata: dict[str, Any]
 
@@ -102,7 +59,7 @@ class Task(L.LightningModule):
     def __init__(
         self,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=5e-4),
-        schedule: Schedule = Schedule(),
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
@@ -138,7 +95,7 @@ class Task(L.LightningModule):
         """
         raise UserError(f"a {type(self).__name__} cannot be exported: it has no network from one tensor to one")
 
-    # -- optimiser and schedule ----------------------------------------------------------------------------------
+    # -- what a subclass may use ---------------------------------------------------------------------------------
     def data(self, kind: type[Data]) -> Data:
         """Give the run's data.
 
@@ -150,6 +107,29 @@ class Task(L.LightningModule):
             raise UserError(f"a {type(self).__name__} needs {kind.__name__} as its data, got {type(data).__name__}")
         return data
 
+    def board(self, *calls: str) -> Any:
+        """Give the logger's writer if it takes what is to be shown, `add_image` for one; None in a sanity check."""
+        board = None if self.trainer.sanity_checking else getattr(self.logger, "experiment", None)
+        return board if all(hasattr(board, call) for call in calls) else None
+
+    def predictions(self, name: str) -> Path:
+        """Give the place of predictions in the run's folder; all processes must ask together."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir) / name
+
+    def gathered(self, mine: Part) -> list[Part]:
+        """Give what each process has, in the order of their ranks; all must ask together."""
+        parts = [mine] * self.trainer.world_size
+        if len(parts) > 1:
+            torch.distributed.all_gather_object(parts, mine)
+        return parts
+
+    def redraw(self, part: nn.Module, make: Callable[[], nn.Module], seed: int) -> None:
+        """Give `part` the weights with which `make` makes it for this seed; other random numbers are not touched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            part.load_state_dict(make().state_dict())
+
+    # -- optimiser and schedule ----------------------------------------------------------------------------------
     def configure_optimizers(self) -> dict[str, Any]:
         """Groups by weight decay and learning-rate multiplier; the schedule steps with every optimiser step."""
         optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
@@ -214,11 +194,7 @@ class Task(L.LightningModule):
         self.scores.setdefault(stage, {})[number] = {name: float(value) for name, value in values.items()}
 
     def _close_scores(self, stage: str) -> None:
-        mine = self.scores.get(stage, {})
-        parts: list[dict[int, dict[str, float]]] = [mine]
-        if self.trainer.world_size > 1:
-            parts = [{} for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(parts, mine)
+        parts = self.gathered(self.scores.get(stage, {}))
         merged = {number: values for part in parts for number, values in part.items()}
         self.scores[stage] = dict(sorted(merged.items()))
         for name, value in self.combine(self.scores[stage]).items():
@@ -263,8 +239,8 @@ class Task(L.LightningModule):
         here = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         there = {name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", here).items()}
         wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
-        ours = _kinds(dict(self.hparams))
-        for name, kind in _kinds(stored).items():
+        ours = kinds(dict(self.hparams))
+        for name, kind in kinds(stored).items():
             if kind != ours.get(name, kind):
                 raise UserError(
                     f"the checkpoint is of another architecture: {name} is {kind} there, {ours[name]} here"
@@ -272,7 +248,7 @@ class Task(L.LightningModule):
         if wrong:
             shapes = "; ".join(f"{n} is {_shape(there, n)} there, {_shape(here, n)} here" for n in wrong[:3])
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            settings = _differing(stored, dict(self.hparams))
+            settings = differing(stored, dict(self.hparams))
             raise UserError(f"the checkpoint is of another architecture: {shapes}{more}{settings}")
 
 
@@ -285,70 +261,5 @@ def mean_scores(samples: dict[int, dict[str, float]]) -> dict[str, float]:
     return {name: math.fsum(column) / len(column) for name, column in columns.items()}
 
 
-def class_path(cls: type) -> str:
-    """Give the importable name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def plain(value: Any, name: str) -> Any:
-    """Turn an argument into what YAML and a weights-only checkpoint can hold, and the command line can read back.
-
-    Raises:
-        TypeError: the value has no such form; `name` says which argument it is.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, name) for item in value]
-    if is_dataclass(value) and not isinstance(value, LinearFactory | type):
-        return plain(asdict(value), name)
-    if isinstance(value, LinearFactory):
-        return {"class_path": class_path(type(value)), "init_args": _arguments(value, vars(value), name)}
-    if callable(value):
-        return _plain_optimizer(value, name)
-    raise TypeError(
-        f"{name}={value!r} cannot be stored in a checkpoint: pass a plain value, a dataclass or a factory"
-    )
-
-
-def _arguments(instance: Any, values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Those of `values` that the constructor takes."""
-    parameters = inspect.signature(type(instance)).parameters
-    return {key: plain(value, f"{name}.{key}") for key, value in values.items() if key in parameters}
-
-
-def _plain_optimizer(make: Callable[..., Any], name: str) -> dict[str, Any]:
-    """Describe an optimiser callable by making one for a single number and reading its settings."""
-    try:
-        made = make([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name}={make!r} cannot be stored in a checkpoint: it makes no optimiser ({error})"
-        ) from error
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(f"{name}={make!r} cannot be stored in a checkpoint: it makes no optimiser")
-    return {"class_path": class_path(type(made)), "init_args": _arguments(made, made.defaults, name)}
-
-
 def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "missing"
-
-
-def _kinds(arguments: dict[str, Any]) -> dict[str, str]:
-    """Classes of the stored arguments that are parts of the model, as `{"linear": "SineLowRank"}`."""
-    return {
-        name: value["class_path"].rsplit(".", 1)[-1]
-        for name, value in arguments.items()
-        if isinstance(value, dict) and "class_path" in value and name != "optimizer"
-    }
-
-
-def _differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    names = [n for n in here if not n.startswith("_") and n in there and there[n] != here[n] and n != "optimizer"]
-    return "".join(f"; the checkpoint has {n} = {there[n]}, the configuration {here[n]}" for n in names[:2])

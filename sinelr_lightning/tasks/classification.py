@@ -18,7 +18,8 @@ from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import LinearFactory, SineLowRank, convert
 from sinelr_lightning.models.networks import image_network
 from sinelr_lightning.rendering import confusion_picture
-from sinelr_lightning.tasks.base import Schedule, Task
+from sinelr_lightning.tasks.base import Task
+from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["ClassificationTask"]
 
@@ -209,8 +210,8 @@ class ClassificationTask(Task):
         self._show_confusion("test")
 
     def _show_confusion(self, stage: str) -> None:
-        board = getattr(self.logger, "experiment", None)
-        if hasattr(board, "add_image") and not self.trainer.sanity_checking and self.trainer.is_global_zero:
+        board = self.board("add_image")
+        if board is not None and self.trainer.is_global_zero:
             picture = confusion_picture(self.confusion(stage), self.class_names)
             board.add_image(f"{stage}/confusion", picture, self.global_step, dataformats="HWC")
 
@@ -228,9 +229,8 @@ class ClassificationTask(Task):
 
     # -- prediction -------------------------------------------------------------------------------------------------
     def on_predict_start(self) -> None:
-        """Ask for the run's folder: all processes must ask together."""
-        self._rows = []
-        self._predictions = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions.csv"
+        """Ask for the run's folder."""
+        self._rows, self._predictions = [], self.predictions("predictions.csv")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Note file, class and probability of each image; of the first five guesses with `top5`."""
@@ -242,17 +242,15 @@ class ClassificationTask(Task):
 
     def on_predict_epoch_end(self) -> None:
         """Write the rows of all processes, in the order of the files, as one CSV."""
-        parts = [self._rows]
-        if self.trainer.world_size > 1:
-            parts = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(parts, self._rows)
+        parts = self.gathered(self._rows)
         if not self.trainer.is_global_zero:
             return
-        guesses = min(5, self.classes) if self.top5 else 1
-        head = [f"{name}{number}" for number in range(1, guesses + 1) for name in ("class", "probability")]
+        head = ["class", "probability"]
+        if self.top5:
+            head = [f"{name}{number}" for number in range(1, min(5, self.classes) + 1) for name in head]
         with atomic_path(self._predictions) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["file", *(head if self.top5 else ["class", "probability"])])
+            writer.writerow(["file", *head])
             writer.writerows(sorted(row for part in parts for row in part))
         log.info("predictions of %d images written to %s", sum(map(len, parts)), self._predictions)
 

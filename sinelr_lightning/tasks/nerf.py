@@ -18,9 +18,10 @@ from sinelr_lightning.datamodules.scene import Cameras
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import LinearFactory, SineLowRank, cached_weights
 from sinelr_lightning.rendering import depth_image, ndc_depth_to_depth, ndc_rays, save_png, side_by_side, to_uint8
-from sinelr_lightning.tasks.base import Schedule, Task
+from sinelr_lightning.tasks.base import Task
 from sinelr_lightning.tasks.lpips import find_lpips
 from sinelr_lightning.tasks.ray_renderer import RayRenderer, Rays, Sampling
+from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["NeRFTask"]
 
@@ -204,9 +205,7 @@ class NeRFTask(Task):
 
     def restart(self, seed: int) -> None:
         """Draw the weights anew."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.renderer.load_state_dict(RayRenderer(**self._renderer_arguments).state_dict())
+        self.redraw(self.renderer, lambda: RayRenderer(**self._renderer_arguments), seed)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Score one held-out view."""
@@ -217,8 +216,8 @@ class NeRFTask(Task):
         self._score_view(batch, "test")
 
     def on_predict_start(self) -> None:
-        """Ask for the run's folder: all processes must ask together, and each has its own number of views."""
-        self._predictions = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions"
+        """Ask for the run's folder here, and not by view: each process has its own number of views."""
+        self._predictions = self.predictions("predictions")
         log.info("pictures of the test views go to %s", self._predictions)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> str:
@@ -239,11 +238,9 @@ class NeRFTask(Task):
         if self._lpips is not None:
             values["lpips"] = float(self._lpips(prediction, target))
         self.score(stage, batch["number"], **values)
-        if batch["number"] == 0 and self.logger is not None and not self.trainer.sanity_checking:
-            board = self.logger.experiment  # ty: ignore[missing-attribute]
-            if hasattr(board, "add_image"):
-                picture = to_uint8(self._picture(truth, colour, depth))
-                board.add_image(f"{stage}/photograph, rendering, depth", picture, self.global_step, dataformats="HWC")
+        if batch["number"] == 0 and (board := self.board("add_image")) is not None:
+            picture = to_uint8(self._picture(truth, colour, depth))
+            board.add_image(f"{stage}/photograph, rendering, depth", picture, self.global_step, dataformats="HWC")
 
     def _picture(self, truth: Tensor, colour: Tensor, depth: Tensor) -> Tensor:
         assert self.cameras is not None

@@ -22,11 +22,13 @@ from sinelr_lightning.geometry.metrics import compare_surfaces
 from sinelr_lightning.geometry.picture import shade, usual_up
 from sinelr_lightning.layers import LinearFactory, SineLowRank, fold
 from sinelr_lightning.models.occupancy import Activation, occupancy_network
-from sinelr_lightning.tasks.base import ExportParts, Schedule, Task
+from sinelr_lightning.tasks.base import ExportParts, Task
+from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["POLISH", "OccupancyTask"]
 
-SLICE = 256  # pixels of a picture of the field
+SLICE = 256  # pixels of a side of a picture of the field
+PICTURE = 480, 400  # pixels of a picture of a surface
 POLISH = 2  # rounds by which the vertices of a surface are brought onto it
 SURFACE_SAMPLES = 100_000  # points drawn from each surface
 SURFACE_SEED = 0  # of these draws
@@ -104,6 +106,7 @@ class OccupancyTask(Task):
         self.source = self.fingerprint = ""
         self._last: Tensor | None = None
         self._true_slices: np.ndarray | None = None
+        self._true_picture: np.ndarray | None = None
         self._predictions = Path()
 
     # -- the shape's place, which a checkpoint carries ------------------------------------------------------------
@@ -152,9 +155,7 @@ class OccupancyTask(Task):
 
     def restart(self, seed: int) -> None:
         """Draw the weights anew."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network.load_state_dict(occupancy_network(**self._network_arguments).state_dict())
+        self.redraw(self.network, lambda: occupancy_network(**self._network_arguments), seed)
 
     # -- evaluation -------------------------------------------------------------------------------------------------
     def field(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -234,16 +235,13 @@ class OccupancyTask(Task):
         for name, value in self.trainer.strategy.broadcast(figures).items():
             self.log(f"{stage}/{name}", value, reduce_fx="max", sync_dist=True)
 
-    def _board(self) -> Any:
-        """What takes pictures and meshes, or None."""
-        board = getattr(self.logger, "experiment", None)
-        return board if hasattr(board, "add_mesh") and hasattr(board, "add_image") else None
-
     def _show_surface(self, stage: str, surface: trimesh.Trimesh, truth: trimesh.Trimesh) -> None:
-        if (board := self._board()) is None:
+        if (board := self.board("add_image", "add_mesh")) is None:
             return
         up = usual_up(self.source)
-        pictures = np.concatenate([shade(mesh, 480, 400, up=up) for mesh in (truth, surface)], axis=1)
+        if self._true_picture is None:
+            self._true_picture = shade(truth, *PICTURE, up=up)
+        pictures = np.concatenate([self._true_picture, shade(surface, *PICTURE, up=up)], axis=1)
         board.add_image(
             f"{stage}/true surface, surface of the network", pictures, self.global_step, dataformats="HWC"
         )
@@ -253,7 +251,7 @@ class OccupancyTask(Task):
 
     def _show_slices(self, stage: str, field: Callable[[np.ndarray], np.ndarray]) -> None:
         """Planes x = 0, y = 0, z = 0 through the cube: inside above, the network's probability below."""
-        if (board := self._board()) is None:
+        if (board := self.board("add_image", "add_mesh")) is None:
             return
         axis = np.linspace(-1, 1, SLICE)
         across, up = np.meshgrid(axis, -axis, indexing="xy")
@@ -271,8 +269,8 @@ class OccupancyTask(Task):
 
     # -- prediction -------------------------------------------------------------------------------------------------
     def on_predict_start(self) -> None:
-        """Ask for the run's folder: all processes must ask together."""
-        self._predictions = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions"
+        """Ask for the run's folder, and empty it of an earlier prediction."""
+        self._predictions = self.predictions("predictions")
         if self.trainer.is_global_zero:
             for earlier in self._predictions.glob("[0-9][0-9][0-9].npz"):
                 earlier.unlink()

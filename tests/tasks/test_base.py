@@ -8,7 +8,9 @@ from toy import ToyData, ToyTask
 
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import Dense, LowRank, SineLowRank, parameter_groups
-from sinelr_lightning.tasks.base import Schedule, Task, mean_scores, plain
+from sinelr_lightning.tasks.arguments import plain
+from sinelr_lightning.tasks.base import Task, mean_scores
+from sinelr_lightning.tasks.schedule import Schedule
 
 
 def trainer(folder, steps=3, **options):
