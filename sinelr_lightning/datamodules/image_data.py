@@ -4,7 +4,6 @@ import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 
 from sinelr_lightning.datamodules.augmentation import (
@@ -26,6 +25,7 @@ from sinelr_lightning.datamodules.image_batches import (
 )
 from sinelr_lightning.datamodules.image_files import ImageFiles
 from sinelr_lightning.datamodules.image_folder import Splits, image_files
+from sinelr_lightning.datamodules.loaders import RankedData
 from sinelr_lightning.errors import UserError
 
 __all__ = ["ImageData"]
@@ -33,7 +33,7 @@ __all__ = ["ImageData"]
 log = logging.getLogger(__name__)
 
 
-class ImageData(L.LightningDataModule, ABC):
+class ImageData(RankedData, ABC):
     """What all image data does the same way; a subclass reads the `Splits`.
 
     A batch on its device holds `images` float32 [B, 3, S, S], normalised, and `indices` int64 [B] into the split.
@@ -118,9 +118,6 @@ class ImageData(L.LightningDataModule, ABC):
         if stage == "fit" and self.batch_size > count:
             raise UserError(f"data.batch_size is {self.batch_size}, but there are only {count} training images")
         log.info("%s: %d classes, %d training images", self.dataset_name, len(self.class_names), count)
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _workers(self) -> Workers:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

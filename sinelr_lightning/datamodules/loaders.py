@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor
 
 from sinelr_lightning.errors import UserError
 
-__all__ = ["EvaluationLoader", "StepLoader", "seeded_generator", "share"]
+__all__ = ["EvaluationLoader", "RankedData", "StepLoader", "index_loader", "seeded_generator", "share"]
 
 Batch = TypeVar("Batch")
 
@@ -113,3 +114,28 @@ def share(rows: Tensor, rank: int = 0, world: int = 1) -> Tensor:
             f"a batch of {len(rows)} cannot be shared evenly by {world} processes; take a multiple of {world}"
         )
     return rows[rank::world]
+
+
+def index_loader(count: int, batch_size: int, steps: int, seed: int, rank: int, world: int) -> StepLoader[Tensor]:
+    """Endless batches of indices below `count`, drawn evenly; batch i depends on the seed and i alone.
+
+    Args:
+        count: of what is indexed.
+        batch_size: indices a batch, over all processes.
+        steps: batches an epoch.
+        seed: of the run.
+        rank, world: this process and the number of processes.
+    """
+
+    def make(number: int) -> Tensor:
+        return share(torch.randint(count, (batch_size,), generator=seeded_generator(seed, number)), rank, world)
+
+    return StepLoader(make, steps)
+
+
+class RankedData(L.LightningDataModule):
+    """Data that gives each process its share, and all of it where there is no Trainer."""
+
+    def _ranks(self) -> tuple[int, int]:
+        """Give this process's number, and how many processes there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

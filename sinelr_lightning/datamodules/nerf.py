@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from sinelr_lightning.datamodules.loaders import EvaluationLoader, StepLoader, seeded_generator, share
+from sinelr_lightning.datamodules.loaders import EvaluationLoader, RankedData, StepLoader, index_loader
 from sinelr_lightning.datamodules.readers import SceneFormat, read_scene
 from sinelr_lightning.datamodules.scene import Cameras, Scene
 from sinelr_lightning.errors import UserError
@@ -15,7 +14,7 @@ from sinelr_lightning.rendering import image_rays, pixel_rays
 __all__ = ["NeRFData"]
 
 
-class NeRFData(L.LightningDataModule):
+class NeRFData(RankedData):
     """Rays of a scene with their colours.
 
     A training batch holds `origins` [B, 3], `directions` [B, 3] and `colours` [B, 3]: pixels drawn evenly from all
@@ -83,19 +82,10 @@ class NeRFData(L.LightningDataModule):
         self.seed = torch.initial_seed()
         _ = self.scene
 
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def train_dataloader(self) -> StepLoader[Tensor]:
         """Endless pixel indices; batch i depends on the seed and i alone."""
         pixels = len(self.scene.train) * self.cameras.height * self.cameras.width
-        rank, world = self._ranks()
-
-        def make(number: int) -> Tensor:
-            generator = seeded_generator(self.seed, number)
-            return share(torch.randint(pixels, (self.batch_size,), generator=generator), rank, world)
-
-        return StepLoader(make, self.epoch_steps)
+        return index_loader(pixels, self.batch_size, self.epoch_steps, self.seed, *self._ranks())
 
     def val_dataloader(self) -> EvaluationLoader[dict[str, Any]]:
         """The held-out views, one a batch."""

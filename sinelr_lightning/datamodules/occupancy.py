@@ -3,12 +3,11 @@
 import logging
 from typing import Any, NamedTuple
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from torch import Tensor
 
-from sinelr_lightning.datamodules.loaders import EvaluationLoader, StepLoader, seeded_generator, share
+from sinelr_lightning.datamodules.loaders import EvaluationLoader, RankedData, StepLoader, index_loader
 from sinelr_lightning.datamodules.samples import NEAR_SPREADS, Samples, cache_folder, labelled_grid, sample
 from sinelr_lightning.datamodules.shape import Shape, read_shape
 from sinelr_lightning.errors import UserError
@@ -28,7 +27,7 @@ class Pool(NamedTuple):
     inside: Tensor  # bool [N], or packed bits [N/8] of a grid
 
 
-class OccupancyData(L.LightningDataModule):
+class OccupancyData(RankedData):
     """Points of the cube [−1, 1]³ with 1 inside the shape and 0 outside.
 
     A training batch holds `points` [B, 3] and `inside` [B] in float32, drawn evenly from a pool: `points` samples,
@@ -114,19 +113,10 @@ class OccupancyData(L.LightningDataModule):
     def _sample(self, split: str, count: int) -> Samples:
         return sample(self.shape, count, SEEDS[split], self.cache)
 
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def train_dataloader(self) -> StepLoader[Tensor]:
         """Endless indices into the pool; batch i depends on the seed and i alone."""
         count = self.grid**3 if self.grid else self.points
-        rank, world = self._ranks()
-
-        def make(number: int) -> Tensor:
-            generator = seeded_generator(self.seed, number)
-            return share(torch.randint(count, (self.batch_size,), generator=generator), rank, world)
-
-        return StepLoader(make, self.epoch_steps)
+        return index_loader(count, self.batch_size, self.epoch_steps, self.seed, *self._ranks())
 
     def val_dataloader(self) -> EvaluationLoader[dict[str, Any]]:
         """Fresh points, a piece a batch."""
