@@ -6,7 +6,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path"]
+from sinelr_lightning.errors import UserError
+
+__all__ = ["atomic_path", "searched_in", "user_file"]
 
 
 @contextmanager
@@ -24,3 +26,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def user_file(path: str | os.PathLike[str]) -> Generator[Path]:
+    """Do as `atomic_path` does, for a file that the user named.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; name a file in a folder of yours") from error
+
+
+def searched_in(path: Path) -> str:
+    """Say where a path that was not found led: ` in /home/me` if it is relative, nothing if it says so itself."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"

@@ -42,7 +42,7 @@ def mesh(
         out: File to write: .ply, .obj, .glb, .stl or .off.
         resolution: Cells along each axis of the cube around the shape.
         level: Probability of being inside at which the surface lies.
-        keep_largest: Keep the part with the largest volume alone.
+        keep_largest: Keep the part with the largest area, and the cavities inside of it, alone.
         simplify: Reduce the mesh to about this many faces.
         picture: Write a picture beside the file, with its name and .png.
         html: Write a page beside the file that opens in a browser, with its name and .html.
@@ -53,11 +53,10 @@ def mesh(
         raise UserError(f"level is a probability between 0 and 1, got {level}")
     if simplify is not None and simplify < 4:
         raise UserError(f"simplify needs at least 4 faces, got {simplify}")
-    from sinelr_lightning.geometry.mesh_io import WRITABLE, save_mesh
+    from sinelr_lightning.geometry.mesh_io import encoder_of, save_mesh
 
+    encoder_of(out)  # told before the work, not after it
     _check_memory(resolution)
-    if Path(out).suffix.lower() not in WRITABLE:
-        raise UserError(f"{out}: a mesh is written as {', '.join(WRITABLE)}")
     from sinelr_lightning.commands.loading import load
     from sinelr_lightning.geometry.picture import save_picture, shade, usual_up
     from sinelr_lightning.layers import summarize

@@ -9,6 +9,7 @@ from sinelr_lightning.datamodules.llff import read_llff
 from sinelr_lightning.datamodules.scene import Scene
 from sinelr_lightning.datamodules.transforms_json import read_transforms
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.files import searched_in
 
 __all__ = ["SceneFormat", "read_scene"]
 
@@ -43,8 +44,7 @@ def read_scene(
     """
     root = Path(root)
     if not root.is_dir():
-        where = "" if root.is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f"{root}: no such folder{where}")
+        raise UserError(f"{root}: no such folder{searched_in(root)}")
     if format == "auto":
         format = _detect(root)
     if format in ("llff", "colmap") and (near is not None or far is not None):

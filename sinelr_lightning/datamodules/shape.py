@@ -10,6 +10,7 @@ import numpy as np
 import trimesh
 
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.files import searched_in
 from sinelr_lightning.geometry.inside import Solid, agreement
 from sinelr_lightning.geometry.mesh_io import CubePlacement, load_mesh
 
@@ -147,9 +148,8 @@ class VolumeShape:
             quads.append(np.ravel_multi_index(tuple(quad.transpose(2, 0, 1)), tuple(corners)))
         places, quad = np.unique(np.concatenate(quads), return_inverse=True)
         quad = quad.reshape(-1, 4)
-        vertices = (
-            np.stack(np.unravel_index(places, tuple(corners)), axis=-1) - 1.5
-        )  # of the padding, and half a voxel
+        # The padding and half a voxel lie between the lattice of corners and the voxels' centres.
+        vertices = np.stack(np.unravel_index(places, tuple(corners)), axis=-1) - 1.5
         faces = np.concatenate([quad[:, [0, 1, 2]], quad[:, [0, 2, 3]]])
         return trimesh.Trimesh(self.placement.to_cube(vertices), faces, process=False)
 
@@ -192,7 +192,7 @@ def read_shape(mesh: str | None, volume: str | None, padding: float, threshold: 
 
 def _read_volume(path: Path) -> np.ndarray:
     if not path.is_file():
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        where = searched_in(path)
         raise UserError(
             f"{path} does not exist{where}; data.volume is a NumPy file (.npy) with an array of three axes"
         )

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ import trimesh
 from numpy.typing import ArrayLike, NDArray
 
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.files import atomic_path
+from sinelr_lightning.files import searched_in, user_file
 from sinelr_lightning.geometry.mesh_formats import ENCODERS, decode_obj, vertex_colours
 
-__all__ = ["READABLE", "WRITABLE", "CubePlacement", "load_mesh", "save_mesh"]
+__all__ = ["READABLE", "WRITABLE", "CubePlacement", "encoder_of", "load_mesh", "save_mesh"]
 
 READABLE = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 """Suffixes of the files that `load_mesh` reads without further packages."""
@@ -129,8 +129,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; a mesh file is needed ({accepted})")
     if not path.is_file():
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f"{path} does not exist{where}; a mesh file is needed ({accepted})")
+        raise UserError(f"{path} does not exist{searched_in(path)}; a mesh file is needed ({accepted})")
     if suffix in _WITH_PACKAGE:
         module, package = _WITH_PACKAGE[suffix]
         if importlib.util.find_spec(module) is None:
@@ -223,13 +222,19 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: a suffix that is not in `WRITABLE`, or a place that cannot be written to.
     """
-    path = Path(path)
-    encode = ENCODERS.get(path.suffix.lower())
-    if encode is None:
-        raise UserError(f"{path}: meshes are written as {' '.join(WRITABLE)}, not as '{path.suffix}'")
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(encode(mesh))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; name a file in a folder of yours") from error
-    return path
+    encode = encoder_of(path)
+    with user_file(path) as temporary:
+        temporary.write_bytes(encode(mesh))
+    return Path(path)
+
+
+def encoder_of(path: str | os.PathLike[str]) -> Callable[[trimesh.Trimesh], bytes]:
+    """Give what turns a mesh into the content of this file.
+
+    Raises:
+        UserError: a suffix that is not in `WRITABLE`.
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() not in ENCODERS:
+        raise UserError(f"{path}: meshes are written as {' '.join(WRITABLE)}, not as '{suffix}'")
+    return ENCODERS[suffix.lower()]

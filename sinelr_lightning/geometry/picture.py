@@ -13,8 +13,7 @@ import trimesh
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates, uniform_filter
 
-from sinelr_lightning.errors import UserError
-from sinelr_lightning.files import atomic_path
+from sinelr_lightning.files import user_file
 
 __all__ = ["contact_sheet", "save_picture", "shade", "usual_up"]
 
@@ -127,11 +126,8 @@ def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> Path:
     Raises:
         UserError: it cannot be written there.
     """
-    try:
-        with atomic_path(path) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with user_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
     return Path(path)
 
 

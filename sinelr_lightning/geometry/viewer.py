@@ -14,7 +14,7 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.files import atomic_path
+from sinelr_lightning.files import user_file
 
 __all__ = ["save_html"]
 
@@ -47,11 +47,8 @@ def save_html(mesh: trimesh.Trimesh, path: str | os.PathLike[str], title: str, u
     page = scene_to_html(_scene(mesh, up))
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{html.escape(title)}</title>", page, count=1)
     page = page.replace("</body>", f"<script>{_LIGHTS}</script></body>")
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with user_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return Path(path)
 
 
