@@ -61,8 +61,7 @@ def fold(model: nn.Module, tolerance: float | None = None) -> nn.Module:
         if isinstance(module, FactorizedLayer):
             if module not in folded:
                 folded[module] = _folded(module, tolerance)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, folded[module])
+            model.set_submodule(name, folded[module])
     return model
 
 

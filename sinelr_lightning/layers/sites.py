@@ -85,8 +85,7 @@ class Site:
         if isinstance(self.module.bias, Tensor) and isinstance(made.bias, Tensor):
             made.bias.copy_(self.module.bias)
         for name in self.names:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, made)
+            model.set_submodule(name, made)
 
     def _packed(self, matrix: Matrix) -> FactorizedMatrix:
         assert isinstance(matrix.factory, Factorization)

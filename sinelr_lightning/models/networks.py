@@ -77,6 +77,5 @@ def _with_head(network: nn.Module, classes: int) -> nn.Module:
     """Draw the last linear layer anew where it has another number of classes."""
     name, head = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
     if head.out_features != classes:
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Linear(head.in_features, classes))
+        network.set_submodule(name, nn.Linear(head.in_features, classes))
     return network
