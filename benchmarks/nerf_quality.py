@@ -12,15 +12,12 @@ Writes benchmarks/results/nerf_quality_SCENE.{json,md,png}.
 
 import argparse
 import functools
-import logging
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from nerf_speed import rays, step
-from sweep import RESULTS, Case, Run, Sweep, cases_of, factory
+from sweep import RESULTS, Case, Run, Sweep, cases_of, factory, settle, train
 from timing import Setting, fastest, machine
 
 from sinelr_lightning.files import atomic_path
@@ -66,32 +63,13 @@ def make(args: argparse.Namespace, method: str, rank: int, lr: float) -> Any:
 
 def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
     """Train and score one case; everything else the same."""
-    import lightning.pytorch as L
-
     from sinelr_lightning.datamodules import NeRFData
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     method, rank, lr, seed = one
-    if args.device == "cpu":
-        torch.set_num_threads(1)
-    L.seed_everything(seed, verbose=False)
+    settle(seed, args.device)
     task = make(args, method, rank, lr)
     data = NeRFData(args.root, args.factor, batch_size=args.rays, epoch_steps=args.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=args.steps,
-            accelerator="gpu" if args.device == "cuda" else "cpu",
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            num_sanity_val_steps=0,
-        )
-        began = time.perf_counter()
-        trainer.fit(task, data)
-    scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("psnr", "ssim")}
-    return {"seconds": time.perf_counter() - began, **scores}
+    return train(task, data, args.steps, args.device, ("psnr", "ssim"))
 
 
 def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, float], str]:

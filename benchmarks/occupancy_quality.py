@@ -12,17 +12,14 @@ occupancy_quality_MESH_surfaces.png.
 
 import argparse
 import functools
-import logging
 import math
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from sweep import METHODS, RESULTS, Case, Run, Sweep, cases_of, factory
+from sweep import METHODS, RESULTS, Case, Run, Sweep, cases_of, factory, settle, train
 from timing import Setting, fastest, machine
 
 from sinelr_lightning.files import atomic_path
@@ -65,38 +62,20 @@ def make(args: argparse.Namespace, case: Case, lr: float = 1e-3) -> Any:
 
 def run(args: argparse.Namespace, mesh: str, one: Run) -> dict[str, float]:
     """Train and score one case; everything else the same."""
-    import lightning.pytorch as L
-
     from sinelr_lightning.datamodules import OccupancyData
     from sinelr_lightning.geometry.marching import extract_surface
     from sinelr_lightning.geometry.picture import save_picture, shade, usual_up
+    from sinelr_lightning.tasks.occupancy import POLISH
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     method, rank, lr, seed = one
-    if args.device == "cpu":
-        torch.set_num_threads(1)
-    L.seed_everything(seed, verbose=False)
+    settle(seed, args.device)
     task = make(args, (method, rank), lr)
     data = OccupancyData(mesh, batch_size=args.points, epoch_steps=args.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=args.steps,
-            accelerator="gpu" if args.device == "cuda" else "cpu",
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            num_sanity_val_steps=0,
-        )
-        began = time.perf_counter()
-        trainer.fit(task, data)
-    seconds = time.perf_counter() - began
-    scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("iou", "iou_near", "chamfer")}
+    scores = train(task, data, args.steps, args.device, ("iou", "iou_near", "chamfer"))
     if seed == 0 and (method, rank) in SHOWN and math.isfinite(scores["chamfer"]):
-        surface = extract_surface(task.field(), 192, polish=2).mesh
+        surface = extract_surface(task.field(), 192, polish=POLISH).mesh
         save_picture(picture_path(mesh, (method, rank), lr), shade(surface, 400, 400, up=usual_up(mesh)))
-    return {"seconds": seconds, **scores}
+    return scores
 
 
 def picture_path(mesh: str, case: Case, lr: float) -> Path:

@@ -8,10 +8,13 @@ where it was.
 
 import functools
 import json
+import logging
 import math
 import multiprocessing
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +136,37 @@ class Sweep:
         figure.tight_layout()
         with atomic_path(self.path.with_suffix(".png")) as temporary:
             figure.savefig(temporary)
+
+
+def train(task: Any, data: Any, steps: int, device: str, names: Iterable[str]) -> dict[str, float]:
+    """Train with nothing beside it; give the seconds and, of the validation at the end, the scores `val/NAME`."""
+    import lightning.pytorch as L
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="gpu" if device == "cuda" else "cpu",
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+        )
+        began = time.perf_counter()
+        trainer.fit(task, data)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, **{name: float(trainer.callback_metrics[f"val/{name}"]) for name in names}}
+
+
+def settle(seed: int, device: str) -> None:
+    """Seed everything; on the CPU take one thread, so that runs side by side do not hinder each other."""
+    import lightning.pytorch as L
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if device == "cpu":
+        torch.set_num_threads(1)
+    L.seed_everything(seed, verbose=False)
 
 
 def _named(run: Callable[[Run], dict[str, Any]], one: Run) -> tuple[Run, dict[str, Any]]:
