@@ -12,6 +12,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Samples are not read from, nor written to, the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
 def clean_global_state():
     dtype = torch.get_default_dtype()
     torch.manual_seed(0)

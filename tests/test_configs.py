@@ -38,7 +38,6 @@ def test_each_key_is_commented(path):
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
 def test_it_runs_two_steps(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     small = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", f"--runs_dir={tmp_path}"]
     assert main(["fit", "--config", str(path), *small]) == 0
     run = tmp_path / path.stem / "version_0"

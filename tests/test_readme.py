@@ -44,7 +44,6 @@ def test_its_commands_run(monkeypatch, tmp_path):
         "render",
         "test",
     }
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _, verb, *options in commands:
         small = SHAPE if "configs/occupancy_mesh.yaml" in options else SMALL[verb]
         assert main([verb, *options, *small]) == 0

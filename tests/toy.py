@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from sinelr_lightning.datamodules.loaders import EvaluationLoader, StepLoader, seeded_generator, share
 from sinelr_lightning.layers import LinearFactory, SineLowRank
-from sinelr_lightning.tasks.base import Schedule, Task
+from sinelr_lightning.tasks.base import Task
+from sinelr_lightning.tasks.schedule import Schedule
 
 SINE = SineLowRank(rank=1)
 COSINE = Schedule(kind="cosine", warmup=2)
+
+
+def quiet_trainer(folder: Path, **options: Any) -> L.Trainer:
+    """A Trainer on the CPU that neither shows nor writes anything, unless the options say otherwise."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(
+        **{"default_root_dir": folder, "accelerator": "cpu", "enable_checkpointing": False, **quiet, **options}
+    )
 
 
 class ToyTask(Task):

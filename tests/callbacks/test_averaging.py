@@ -1,20 +1,17 @@
 import lightning.pytorch as L
 import pytest
 import torch
-from toy import ToyData, ToyTask
+from toy import ToyData, ToyTask, quiet_trainer
 
 from sinelr_lightning.callbacks.averaging import EMA
 from sinelr_lightning.errors import UserError
 
 
-def fit(folder, steps, ema, ckpt_path=None, **options):
+def fit(folder, steps, ema, **options):
     torch.manual_seed(0)
-    run = L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[ema], **options,
-    )  # fmt: skip
+    run = quiet_trainer(folder, max_steps=steps, callbacks=[ema], **options)
     task = ToyTask()
-    run.fit(task, ToyData(), ckpt_path=ckpt_path)
+    run.fit(task, ToyData())
     return run, task
 
 
@@ -57,10 +54,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
     def trained(steps, extra=(), **options):
         torch.manual_seed(0)
-        run = L.Trainer(
-            max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path, callbacks=[EMA(decay=0.8), *extra],
-        )  # fmt: skip
+        run = quiet_trainer(tmp_path, max_steps=steps, callbacks=[EMA(decay=0.8), *extra])
         task = ToyTask()
         run.fit(task, ToyData(), **options)
         return task.state_dict()

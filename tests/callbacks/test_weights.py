@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from toy import quiet_trainer
 
 from sinelr_lightning.callbacks import CachedWeights, ConvertCallback
 from sinelr_lightning.errors import UserError
@@ -34,10 +35,7 @@ def loader():
 
 
 def trainer(tmp_path, *callbacks):
-    return L.Trainer(
-        default_root_dir=tmp_path, max_steps=2, logger=False, enable_progress_bar=False, accelerator="cpu",
-        enable_checkpointing=False, enable_model_summary=False, callbacks=list(callbacks),
-    )  # fmt: skip
+    return quiet_trainer(tmp_path, max_steps=2, callbacks=list(callbacks))
 
 
 def test_a_project_is_converted_without_changing_its_code(tmp_path, loader):

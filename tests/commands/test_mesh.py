@@ -1,11 +1,10 @@
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 import trimesh
 from PIL import Image
 from solids import write_l_shape
-from toy import ToyTask
+from toy import ToyData, ToyTask, quiet_trainer
 
 from sinelr_lightning.cli import main
 from sinelr_lightning.datamodules import OccupancyData
@@ -23,10 +22,7 @@ def run(tmp_path_factory):
     adam = torch.optim.Adam
     task = OccupancyTask(SineLowRank(6), width=64, optimizer=lambda p: adam(p, lr=1e-2))
     data = OccupancyData(str(path), points=50_000, batch_size=2048, epoch_steps=600, cache=False)
-    trainer = L.Trainer(
-        max_steps=600, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, default_root_dir=folder,
-    )  # fmt: skip
+    trainer = quiet_trainer(folder, max_steps=600, limit_val_batches=0)
     trainer.fit(task, data)
     trainer.save_checkpoint(folder / "run.ckpt")
     return folder / "run.ckpt", load_mesh(path)
@@ -131,12 +127,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(run, tmp_path, capfd):
 
 
 def test_a_checkpoint_of_another_task_is_refused(tmp_path, capfd):
-    trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
-    )  # fmt: skip
-    from toy import ToyData
-
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(ToyTask(), ToyData())
     trainer.save_checkpoint(tmp_path / "toy.ckpt")
     assert main(["mesh", f"--ckpt_path={tmp_path}/toy.ckpt"]) == 2

@@ -1,12 +1,11 @@
 import json
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scenes import write_llff
-from toy import ToyTask
+from toy import ToyTask, quiet_trainer
 
 from sinelr_lightning.cli import main
 from sinelr_lightning.commands.render import camera_path
@@ -34,10 +33,7 @@ def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("render")
     scene = request.param(folder / "scene")
     task = NeRFTask(SineLowRank(1), depth=2, width=16, skip=0, coarse_samples=4, fine_samples=4)
-    run = L.Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, default_root_dir=folder,
-    )  # fmt: skip
+    run = quiet_trainer(folder, max_steps=1, limit_val_batches=0)
     run.fit(task, NeRFData(str(scene), batch_size=8, epoch_steps=1))
     run.save_checkpoint(folder / "run.ckpt")
     return folder / "run.ckpt", task.cameras
@@ -90,7 +86,7 @@ def test_a_mistake_is_one_line(checkpoint, options, said, tmp_path, monkeypatch,
 
 
 def test_a_checkpoint_of_another_task_is_refused(tmp_path, capfd):
-    run = L.Trainer(max_steps=0, accelerator="cpu", logger=False, enable_checkpointing=False)
+    run = quiet_trainer(tmp_path, max_steps=0)
     run.strategy.connect(ToyTask())
     run.save_checkpoint(tmp_path / "toy.ckpt")
     assert main(["render", f"--ckpt_path={tmp_path}/toy.ckpt"]) == 2

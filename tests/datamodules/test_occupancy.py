@@ -7,11 +7,6 @@ from sinelr_lightning.datamodules import OccupancyData
 from sinelr_lightning.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def box(tmp_path):
     trimesh.creation.box((4, 2, 1)).export(tmp_path / "box.ply")

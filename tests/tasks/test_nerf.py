@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from scenes import write_llff
+from toy import quiet_trainer
 
 from sinelr_lightning.callbacks.collapse import RestartOnCollapse
 from sinelr_lightning.datamodules import NeRFData
@@ -30,13 +31,6 @@ def scene(tmp_path_factory):
     return write_llff(tmp_path_factory.mktemp("scene") / "llff")
 
 
-def trainer(tmp_path, **options):
-    return L.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, **{"logger": False, **options},
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=["proposal", "hierarchical"])
 def trained(request, scene, tmp_path_factory):
     torch.manual_seed(0)
@@ -44,7 +38,7 @@ def trained(request, scene, tmp_path_factory):
     optimizer = torch.optim.Adam
     task = small_task(sampling=request.param, optimizer=lambda p: optimizer(p, lr=1e-2))
     data = NeRFData(str(scene), batch_size=128, epoch_steps=150)
-    run = trainer(folder, max_steps=150)
+    run = quiet_trainer(folder, max_steps=150)
     run.fit(task, data)
     run.save_checkpoint(folder / "run.ckpt")
     return task, data, run, folder
@@ -136,7 +130,7 @@ def test_a_collapsed_run_is_restarted_once(scene, tmp_path, caplog, mean, reason
                 kill()
 
     data = NeRFData(str(scene), batch_size=32, epoch_steps=8)
-    run = trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Kill(), RestartOnCollapse(every=2)])
+    run = quiet_trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Kill(), RestartOnCollapse(every=2)])
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=f"collapsed again.*{reason}"):
         run.fit(task, data)
     assert run.global_step == 6
@@ -164,7 +158,7 @@ def test_a_trained_task_can_be_copied(trained):
 
 def test_the_speed_is_logged_whatever_the_length_of_an_epoch(scene, tmp_path):
     logger = CSVLogger(tmp_path)
-    run = trainer(tmp_path, max_steps=12, limit_val_batches=0, log_every_n_steps=4, logger=logger)
+    run = quiet_trainer(tmp_path, max_steps=12, limit_val_batches=0, log_every_n_steps=4, logger=logger)
     run.fit(small_task(), NeRFData(str(scene), batch_size=8, epoch_steps=6))
     rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").open())
     speeds = {row["step"]: row["train/rays_per_second"] for row in rows if row.get("train/rays_per_second")}
@@ -175,7 +169,7 @@ def test_predictions_of_photographs_of_one_name_are_files_of_their_own(trained, 
     task, data, _, _ = trained
     again = NeRFData(data.root)
     again._scene = replace(data.scene, names=[f"{name}/view.png" for name in data.scene.names])
-    paths = trainer(tmp_path).predict(task, again)
+    paths = quiet_trainer(tmp_path).predict(task, again)
     assert [Path(p).name for p in paths] == ["000_view.png", "001_view.png"] and all(Path(p).is_file() for p in paths)
 
 
@@ -186,14 +180,14 @@ def test_processes_with_unequal_numbers_of_views_ask_for_the_folder_equally_ofte
     counts = []
     for views in (1, 2):
         asked.clear()
-        assert len(trainer(tmp_path, limit_predict_batches=views).predict(task, data)) == views
+        assert len(quiet_trainer(tmp_path, limit_predict_batches=views).predict(task, data)) == views
         counts.append(len(asked))
     assert counts[0] == counts[1]
 
 
 def test_a_picture_smaller_than_the_window_has_no_ssim(tmp_path):
     data = NeRFData(str(write_llff(tmp_path / "scene", height=9)), batch_size=8, epoch_steps=1)
-    run = trainer(tmp_path, max_steps=1)
+    run = quiet_trainer(tmp_path, max_steps=1)
     run.fit(small_task(), data)
     assert "val/psnr" in run.callback_metrics and "val/ssim" not in run.callback_metrics
 

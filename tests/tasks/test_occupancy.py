@@ -8,7 +8,7 @@ import trimesh
 from lightning.pytorch.loggers import TensorBoardLogger
 from solids import write_l_shape
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import ToyData
+from toy import ToyData, quiet_trainer
 
 from sinelr_lightning.callbacks.collapse import RestartOnCollapse
 from sinelr_lightning.datamodules import OccupancyData
@@ -30,19 +30,12 @@ def small_data(folder, **options):
     return OccupancyData(str(mesh), **{**small, **options})
 
 
-def trainer(folder, **options):
-    return L.Trainer(
-        default_root_dir=folder, accelerator="cpu", enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, **{"logger": False, **options},
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("occupancy")
     task, data = small_task(linear=SineLowRank(4), width=64), small_data(folder, batch_size=1024)
-    run = trainer(folder, max_steps=200, logger=TensorBoardLogger(folder, name="", version="board"))
+    run = quiet_trainer(folder, max_steps=200, logger=TensorBoardLogger(folder, name="", version="board"))
     run.fit(task, data)
     run.save_checkpoint(folder / "run.ckpt")
     return task, data, run, folder
@@ -110,7 +103,7 @@ def test_a_network_without_a_surface_is_told_and_scored_by_its_points(tmp_path, 
     with torch.no_grad():
         task.network.head.weight.zero_()
         task.network.head.bias.fill_(-3.0)
-    run = trainer(tmp_path)
+    run = quiet_trainer(tmp_path)
     with caplog.at_level(logging.WARNING):
         run.validate(task, small_data(tmp_path), verbose=False)
     assert "no surface" in caplog.text and run.callback_metrics["val/iou"] == 0
@@ -123,7 +116,7 @@ def test_a_dead_network_is_drawn_anew_once(tmp_path):
             with torch.no_grad():
                 module.network.head.weight.zero_()
 
-    run = trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Kill(), RestartOnCollapse(every=2)])
+    run = quiet_trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Kill(), RestartOnCollapse(every=2)])
     with pytest.raises(UserError, match=r"collapsed again at step 4: .*same answer at every point"):
         run.fit(small_task(optimizer=lambda p: torch.optim.SGD(p, lr=1e-8)), small_data(tmp_path, epoch_steps=8))
 
@@ -150,17 +143,17 @@ def test_a_run_of_another_shape_or_place_is_not_gone_on_with(trained, tmp_path):
             setattr(data, name, value)
         task = small_task(linear=SineLowRank(4), width=64)
         with pytest.raises(UserError, match=r"another shape \(l\.obj\).*start a new run"):
-            trainer(tmp_path, max_steps=300).fit(task, data, ckpt_path=trained[3] / "run.ckpt")
+            quiet_trainer(tmp_path, max_steps=300).fit(task, data, ckpt_path=trained[3] / "run.ckpt")
 
 
 def test_data_of_another_task_is_refused(tmp_path):
     with pytest.raises(UserError, match="OccupancyTask needs OccupancyData as its data, got ToyData"):
-        trainer(tmp_path, max_steps=1).fit(small_task(), ToyData())
+        quiet_trainer(tmp_path, max_steps=1).fit(small_task(), ToyData())
 
 
 def test_it_trains_in_other_precisions(tmp_path):
     for precision in ("64-true", "bf16-mixed"):
-        run = trainer(tmp_path, max_steps=2, precision=precision)
+        run = quiet_trainer(tmp_path, max_steps=2, precision=precision)
         run.fit(small_task(), small_data(tmp_path, epoch_steps=2))
         assert torch.isfinite(run.callback_metrics["val/loss"])
         assert len(run.predict(small_task(), small_data(tmp_path))) == 4
@@ -168,7 +161,7 @@ def test_it_trains_in_other_precisions(tmp_path):
 
 def test_predictions_are_in_the_coordinates_of_the_input(trained, tmp_path):
     task, data, _, _ = trained
-    paths = trainer(tmp_path).predict(task, data)
+    paths = quiet_trainer(tmp_path).predict(task, data)
     assert len(paths) == 4
     piece = np.load(paths[0])
     assert np.abs(piece["points"] - (1e6, -2e5, 30)).max() < 4 / 0.9 + 1e-6
@@ -179,7 +172,7 @@ def test_predictions_are_in_the_coordinates_of_the_input(trained, tmp_path):
 def test_every_activation_trains(activation, tmp_path):
     frequencies = 4 if activation in ("relu", "gelu") else None
     task = small_task(activation=activation, frequencies=frequencies, linear=Dense(), width=64)
-    run = trainer(tmp_path, max_steps=100)
+    run = quiet_trainer(tmp_path, max_steps=100)
     run.fit(task, small_data(tmp_path, epoch_steps=100))
     assert run.callback_metrics["val/iou"] > 0.3
 
