@@ -43,6 +43,9 @@ class EMA(EMAWeightAveraging):
             self._swap_models(pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the average: the module's own hook comes after this one, and may still evaluate."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Train on with the weights."""
         if self._averages:
             self._swap_models(pl_module)

@@ -30,6 +30,20 @@ def test_it_is_the_exponential_average_of_the_weights(tmp_path):
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in task.parameters()]), average)
 
 
+def test_the_module_closes_a_validation_with_the_average(tmp_path):
+    class Watching(ToyTask):
+        def on_validation_epoch_end(self):
+            super().on_validation_epoch_end()
+            closed.append(next(self.parameters()).detach().clone())
+
+    closed = []
+    task = Watching()
+    quiet_trainer(
+        tmp_path, max_steps=4, callbacks=[EMA(decay=0.5)], num_sanity_val_steps=0, val_check_interval=4
+    ).fit(task, ToyData())
+    torch.testing.assert_close(closed[-1], next(task.parameters()), rtol=0, atol=0)  # at the end it has the average
+
+
 def test_before_the_first_update_validation_and_checkpoint_have_the_weights(tmp_path):
     validated = []
 
