@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -59,6 +60,8 @@ def run(arguments: Sequence[str]) -> int:
             if stop.interrupted:
                 return _stopped(request, 130)
             return error.code if isinstance(error.code, int) else 0
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads would race with the end of the interpreter
     return 0
 
 
