@@ -70,6 +70,13 @@ class Task(L.LightningModule):
         self.scores: dict[str, dict[int, dict[str, float]]] = {}
         self._configured: list[dict[str, Any]] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Task":
+        """Copy all but what makes the optimiser: made by the command line, it holds the parser, which has locks."""
+        memo[id(self.optimizer)] = self.optimizer
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
+
     # -- what a subclass may add ---------------------------------------------------------------------------------
     def protocol(self) -> dict[str, Any]:
         """Conditions under which the figures were measured, for metrics.json: plain values."""
