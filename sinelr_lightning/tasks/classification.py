@@ -18,7 +18,7 @@ from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import LinearFactory, SineLowRank, convert
 from sinelr_lightning.models.networks import image_network
 from sinelr_lightning.rendering import confusion_picture
-from sinelr_lightning.tasks.base import Task
+from sinelr_lightning.tasks.base import ExportParts, Task
 from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["ClassificationTask"]
@@ -89,6 +89,8 @@ class ClassificationTask(Task):
     def _make(self, *, trained: bool = False) -> nn.Module:
         try:
             network = image_network(pretrained=trained, **self._network_arguments)
+            if trained:  # a fit takes a minute a layer on a CPU
+                network.to(self.trainer.strategy.root_device)
             conversion = convert(network, init=self.init if trained else "fresh", **self._conversion)
         except (ValueError, ModuleNotFoundError) as error:
             raise UserError(str(error)) from error
@@ -258,6 +260,18 @@ class ClassificationTask(Task):
     def protocol(self) -> dict[str, Any]:
         """How the data were read."""
         return self.data(ImageData).protocol()
+
+    def export_parts(self) -> ExportParts:
+        """The network, images [N, 3, S, S] → logits [N, classes], with class names and preprocessing."""
+        side = self.preprocessing["image_size"]
+        metadata = {
+            "input": f"images [N, 3, {side}, {side}]: red, green and blue, (x / 255 - mean) / std, see preprocessing",
+            "output": f"logits [N, {self.classes}], softmax gives probabilities of class_names",
+            "class_names": self.class_names,
+            "preprocessing": self.preprocessing,
+        }
+        images = torch.randn(7, 3, side, side, generator=torch.Generator().manual_seed(0))
+        return ExportParts(self.network, images, metadata)
 
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that use the network."""

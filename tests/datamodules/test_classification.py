@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
+from pictures import fill, write_cifar10
 from PIL import Image
 from torch import nn
 
 from sinelr_lightning.datamodules import DigitsData, ImageFolderData, TorchvisionData
 from sinelr_lightning.datamodules.augmentation import PLAIN, RECIPE, Augmentation
 from sinelr_lightning.errors import UserError
-
-from .test_image_folder import fill
-from .test_torchvision_sources import write_cifar10
 
 
 def on_device(data, loader):

@@ -1,20 +1,11 @@
 import logging
 
 import pytest
+from pictures import fill
 from PIL import Image
 
 from sinelr_lightning.datamodules.image_folder import image_files, read_image_folder
 from sinelr_lightning.errors import UserError
-
-
-def fill(folder, **classes):
-    """Write `count` images a class, grey value = position."""
-    for name, count in classes.items():
-        for number in range(count):
-            path = folder / name / f"{number:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (4, 4), number).save(path)
-    return folder
 
 
 def names(source):

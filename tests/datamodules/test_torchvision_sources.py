@@ -3,23 +3,11 @@ import pickle
 import numpy as np
 import pytest
 import torchvision
+from pictures import write_cifar10
 from PIL import Image
 
 from sinelr_lightning.datamodules.torchvision_sources import DATASETS, TorchvisionImages, find_entry, open_split
 from sinelr_lightning.errors import UserError
-
-
-def write_cifar10(root, monkeypatch):
-    """CIFAR-10's files with 4 images in each of the five training batches and 6 in the test batch."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    random = np.random.RandomState(0)
-    for name, count in [*((f"data_batch_{n}", 4) for n in range(1, 6)), ("test_batch", 6)]:
-        entry = {"data": random.randint(0, 256, (count, 3072), dtype=np.uint8), "labels": list(range(count))}
-        (folder / name).write_bytes(pickle.dumps(entry))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {n}" for n in range(10)]}))
-    # These are not the original files, so their checksums are others.
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
 
 
 @pytest.mark.parametrize("name", DATASETS)
