@@ -114,8 +114,10 @@ class Sweep:
                 self.save()
                 print(json.dumps(result), flush=True)
 
-    def plot(self, parameters: Callable[[Case], int], cases: list[Case], title: str, label: str) -> None:
-        """The metric over the parameters, beside the report."""
+    def plot(
+        self, parameters: Callable[[Case], int], cases: list[Case], title: str, label: str, metric: str = ""
+    ) -> None:
+        """A metric over the parameters, by default that of the sweep, beside the report."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -124,7 +126,7 @@ class Sweep:
         figure, axes = plt.subplots(figsize=(6, 4), dpi=150)
         for method in dict.fromkeys(m for m, _ in cases):
             own = [case for case in cases if case[0] == method]
-            means, spreads = zip(*(self.mean(case, self.metric) for case in own), strict=True)
+            means, spreads = zip(*(self.mean(case, metric or self.metric) for case in own), strict=True)
             axes.errorbar([parameters(case) for case in own], means, spreads, marker="o", capsize=3, label=method)
         axes.set(xscale="log", xlabel="parameters", ylabel=label, title=title)
         for case in cases:
@@ -138,8 +140,11 @@ class Sweep:
             figure.savefig(temporary)
 
 
-def train(task: Any, data: Any, steps: int, device: str, names: Iterable[str]) -> dict[str, float]:
-    """Train with nothing beside it; give the seconds and, of the validation at the end, the scores `val/NAME`."""
+def train(task: Any, data: Any, steps: int, device: str, names: Iterable[str], test: str = "") -> dict[str, float]:
+    """Train with nothing beside it; give the seconds and, of the validation at the end, the scores `val/NAME`.
+
+    `test` names a score that is measured on the test data afterwards, and given as `test_NAME`.
+    """
     import lightning.pytorch as L
 
     with tempfile.TemporaryDirectory() as folder:
@@ -155,8 +160,12 @@ def train(task: Any, data: Any, steps: int, device: str, names: Iterable[str]) -
         )
         began = time.perf_counter()
         trainer.fit(task, data)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, **{name: float(trainer.callback_metrics[f"val/{name}"]) for name in names}}
+        seconds = time.perf_counter() - began
+        scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in names}
+        if test:
+            (tested,) = trainer.test(task, data, verbose=False)
+            scores[f"test_{test}"] = tested[f"test/{test}"]
+    return {"seconds": seconds, **scores}
 
 
 def settle(seed: int, device: str) -> None:
