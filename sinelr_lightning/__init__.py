@@ -26,6 +26,7 @@ _EXPORTS: dict[str, str] = {
         "sinelr_lightning.layers",
     ),
     **dict.fromkeys(["CachedWeights", "ConvertCallback"], "sinelr_lightning.callbacks"),
+    "progress_bar": "sinelr_lightning.progress",
 }
 
 __all__ = ["__version__", *_EXPORTS]

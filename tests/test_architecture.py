@@ -12,7 +12,7 @@ import sinelr_lightning
 ROOT = Path(sinelr_lightning.__file__).parent
 MODULES = [p.relative_to(ROOT) for p in sorted(ROOT.rglob("*.py"))]
 OURS = ROOT.name
-EVERYBODY = {"errors", "files"}  # may be imported by all but the layers
+EVERYBODY = {"errors", "files", "progress"}  # may be imported by all but the layers
 MIDDLE = {"models", "rendering", "geometry", "datamodules", "adapters", "analysis", "layers", *EVERYBODY}
 TOP = {"cli", "commands", "runs", "slurm", "callbacks", "tasks", *MIDDLE}
 
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "errors": set(),
     "files": {"errors"},
+    "progress": set(),
 }
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import Conversion, LinearFactory, cached_weights, convert, summarize
+from sinelr_lightning.progress import progress_bar
 
 __all__ = ["CachedWeights", "ConvertCallback"]
 
@@ -56,10 +57,13 @@ class ConvertCallback(L.Callback):
         if self.conversion is not None:
             return
         calibration = self._batches(trainer, stage) if self.calibration_batches else None
+        shown = self.init == "fit" and trainer.is_global_zero
         try:
-            self.conversion = convert(
-                pl_module, self.factory, self.include, self.exclude, self.init, self.ranks, self.budget, calibration
-            )
+            with progress_bar() if shown else nullcontext() as show:
+                self.conversion = convert(
+                    pl_module, self.factory, self.include, self.exclude, self.init, self.ranks, self.budget,
+                    calibration, show,
+                )  # fmt: skip
         except ValueError as error:
             raise UserError(f"ConvertCallback: {error}") from error
         except NotImplementedError as error:

@@ -110,24 +110,18 @@ def _check_memory(resolution: int) -> None:
 
 
 def _extract(task: "OccupancyTask", resolution: int, level: float) -> "Surface":
-    from rich.console import Console
-    from rich.progress import Progress
-
     from sinelr_lightning.geometry.marching import NoSurface, extract_surface
+    from sinelr_lightning.progress import progress_bar
     from sinelr_lightning.tasks.occupancy import POLISH
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("", total=1.0)
-
-        def show(stage: str, done: float) -> None:
-            bar.update(line, description=stage, completed=done)
-
-        try:
-            # The field is a logit, log p/(1 − p).
-            height = math.log(level / (1 - level))
-            return extract_surface(task.field(), resolution, height, polish=POLISH, progress=show)
-        except NoSurface as error:
-            raise UserError(_no_surface(error.quantiles, level)) from error
+    height = math.log(level / (1 - level))  # the field is a logit
+    try:
+        with progress_bar() as show:
+            return extract_surface(
+                task.field(), resolution, height, polish=POLISH, progress=lambda stage, done: show(stage, done, 1.0)
+            )
+    except NoSurface as error:
+        raise UserError(_no_surface(error.quantiles, level)) from error
 
 
 def _no_surface(quantiles: tuple[float, ...], level: float) -> str:

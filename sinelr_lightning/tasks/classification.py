@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import LinearFactory, SineLowRank, convert
 from sinelr_lightning.models.networks import image_network
+from sinelr_lightning.progress import progress_bar
 from sinelr_lightning.rendering import confusion_picture
 from sinelr_lightning.tasks.base import ExportParts, Task
 from sinelr_lightning.tasks.schedule import Schedule
@@ -87,11 +89,15 @@ class ClassificationTask(Task):
         self._predictions = Path()
 
     def _make(self, *, trained: bool = False) -> nn.Module:
+        """The network, fresh or with the library's weights, converted; with what stays dense in the log."""
         try:
             network = image_network(pretrained=trained, **self._network_arguments)
-            if trained:  # a fit takes a minute a layer on a CPU
-                network.to(self.trainer.strategy.root_device)
-            conversion = convert(network, init=self.init if trained else "fresh", **self._conversion)
+            if trained and self.init == "fit":
+                network.to(self.trainer.strategy.root_device)  # a fit takes a minute a layer on a CPU
+                with progress_bar() if self.trainer.is_global_zero else nullcontext() as show:
+                    conversion = convert(network, init="fit", progress=show, **self._conversion)
+            else:
+                conversion = convert(network, **self._conversion)
         except (ValueError, ModuleNotFoundError) as error:
             raise UserError(str(error)) from error
         except OSError as error:
@@ -99,8 +105,7 @@ class ClassificationTask(Task):
                 f"the trained weights of {self._network_arguments['name']} cannot be had ({error}); put them into "
                 f"{torch.hub.get_dir()}/checkpoints, or set model.pretrained to false"
             ) from error
-        for name, reason in conversion.skipped.items():
-            log.info("%s stays dense: %s", name, reason)
+        log.info("%s", conversion)
         return network
 
     # -- the classes, which a checkpoint carries ------------------------------------------------------------------
