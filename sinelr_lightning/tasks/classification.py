@@ -76,6 +76,8 @@ class ClassificationTask(Task):
             raise UserError(f"model.classes must be at least 2, got {classes}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing must be in [0, 1), got {label_smoothing}")
+        if init == "fit" and not pretrained:
+            raise UserError("model.init fit needs trained weights: set model.pretrained to true, or model.init to fresh")
         self._network_arguments: dict[str, Any] = {"name": network, "classes": classes, "arguments": network_args}
         self._conversion: dict[str, Any] = {
             "factory": linear, "include": include, "exclude": exclude, "ranks": ranks,

@@ -161,6 +161,7 @@ def test_a_checkpoint_with_other_classes_is_refused(tmp_path):
     ("options", "words"),
     [
         ({"classes": 1}, "model.classes must be at least 2, got 1"),
+        ({"init": "fit"}, "model.init fit needs trained weights"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"network": "vit_b_61", "network_args": None}, "unknown network 'vit_b_61'.*vit_b_16"),
         ({"network_args": {**SMALL, "dpeth": 1}}, "dpeth"),
