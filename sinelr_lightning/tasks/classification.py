@@ -77,7 +77,7 @@ class ClassificationTask(Task):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing must be in [0, 1), got {label_smoothing}")
         if init == "fit" and not pretrained:
-            raise UserError("model.init fit needs trained weights: set model.pretrained to true, or model.init to fresh")
+            raise UserError("model.init fit needs trained weights: set model.pretrained, or model.init to fresh")
         self._network_arguments: dict[str, Any] = {"name": network, "classes": classes, "arguments": network_args}
         self._conversion: dict[str, Any] = {
             "factory": linear, "include": include, "exclude": exclude, "ranks": ranks,
