@@ -51,7 +51,8 @@ def read(args: argparse.Namespace) -> Any:
 
     steps = {"batch_size": args.images, "epoch_steps": args.steps}
     if args.data == "digits":
-        return DigitsData(**steps)
+        shifted = Augmentation(crop="padded", padding=1, flip=0.0, randaugment=0, mixup=0.0, cutmix=0.0)
+        return DigitsData(augmentation=shifted, **steps)
     if not Path(args.data).is_dir():
         return TorchvisionData(args.data, hold=10, image_size=32, workers=4, **steps)
     small = Augmentation(crop="padded", randaugment=0, mixup=0.0, cutmix=0.0)
