@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pictures import fill
 
 from sinelr_lightning.cli import main
 
@@ -22,6 +23,8 @@ SMALL = {
     "test": ["--trainer.limit_test_batches=1", "--data.factor=1"],
     "render": ["--frames=2", "--scale=0.1"],
     "mesh": ["--resolution=32"],
+    "predict": [],
+    "export": [],
 }
 # A surface takes more than two steps.
 SHAPE = ["--trainer.max_steps=150", "--trainer.limit_val_batches=0", "--data.points=20000", "--model.width=64"]
@@ -39,15 +42,19 @@ def test_its_commands_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("sinelr ")]
     assert [c[1] for c in commands].count("fit") >= 2 and {c[1] for c in commands} == {
+        "export",
         "fit",
         "mesh",
+        "predict",
         "render",
         "test",
     }
+    fill(tmp_path / "images", digits=2)
     for _, verb, *options in commands:
         small = SHAPE if "configs/occupancy_mesh.yaml" in options else SMALL[verb]
         assert main([verb, *options, *small]) == 0
     assert (tmp_path / "video.mp4").stat().st_size > 1000
+    assert (tmp_path / "model.onnx").stat().st_size > 1000
     assert {"shape.ply", "shape.png", "shape.html"} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "runs" / "lowrank" / "version_0").is_dir()
 

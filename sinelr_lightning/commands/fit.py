@@ -259,6 +259,7 @@ def _quiet() -> Generator[None]:
         with warnings.catch_warnings():
             # Raised inside Lightning on calls of its own, nothing that a user could change.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+            warnings.filterwarnings("ignore", message="predict returned None")  # a task writes its predictions
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -222,7 +222,8 @@ class ClassificationTask(Task):
         board = self.board("add_image")
         if board is not None and self.trainer.is_global_zero:
             picture = confusion_picture(self.confusion(stage), self.class_names)
-            board.add_image(f"{stage}/confusion", picture, self.global_step, dataformats="HWC")
+            tag = f"{stage}/confusion, row true, column guessed"
+            board.add_image(tag, picture, self.global_step, dataformats="HWC")
 
     def details(self, stage: str) -> dict[str, Any]:
         """Accuracy by class with the number of its images, and the confusion matrix of up to 100 classes."""

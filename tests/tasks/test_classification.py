@@ -126,7 +126,7 @@ def test_the_confusion_matrix_is_shown(trained, tmp_path):
         one._show_confusion("val")
     finally:
         trainer.loggers = kept
-    (picture, step, order) = shown["val/confusion"]
+    (picture, step, order) = shown["val/confusion, row true, column guessed"]
     assert picture.ndim == 3 and picture.shape[2] == 3 and step == 200 and order == "HWC"
 
 
