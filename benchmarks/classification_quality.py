@@ -46,6 +46,7 @@ def sizes(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def read(args: argparse.Namespace) -> Any:
+    """The data; for a folder without test images there would be nothing to measure on that nothing was chosen by."""
     from sinelr_lightning.datamodules import DigitsData, ImageFolderData, TorchvisionData
     from sinelr_lightning.datamodules.augmentation import Augmentation
 
@@ -53,13 +54,18 @@ def read(args: argparse.Namespace) -> Any:
     if args.data == "digits":
         shifted = Augmentation(crop="padded", padding=1, flip=0.0, randaugment=0, mixup=0.0, cutmix=0.0)
         return DigitsData(augmentation=shifted, **steps)
-    if not Path(args.data).is_dir():
-        return TorchvisionData(args.data, hold=10, image_size=32, workers=4, **steps)
-    small = Augmentation(crop="padded", randaugment=0, mixup=0.0, cutmix=0.0)
-    return ImageFolderData(args.data, image_size=32, crop_ratio=1.0, augmentation=small, **steps)
+    if Path(args.data).is_dir():
+        small = Augmentation(crop="padded", randaugment=0, mixup=0.0, cutmix=0.0)
+        data = ImageFolderData(args.data, image_size=32, crop_ratio=1.0, augmentation=small, **steps)
+    else:
+        data = TorchvisionData(args.data, hold=10, image_size=32, workers=4, **steps)
+    data.prepare_data()
+    if data.splits.notes["test_is_val"]:
+        raise SystemExit(f"{args.data} has no test images")
+    return data
 
 
-def make(args: argparse.Namespace, case: Case, lr: float = 1e-3, classes: int = 10) -> Any:
+def make(args: argparse.Namespace, case: Case, lr: float = 1e-3) -> Any:
     from sinelr_lightning.tasks import ClassificationTask, Schedule
 
     side, patch = sizes(args)
@@ -71,7 +77,7 @@ def make(args: argparse.Namespace, case: Case, lr: float = 1e-3, classes: int = 
             "depth": args.depth,
             "heads": args.heads,
         },
-        classes=classes,
+        classes=args.classes,
         linear=factory(*case),
         label_smoothing=0.1,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr),
@@ -83,9 +89,7 @@ def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
     """Train and score one case; everything else the same."""
     method, rank, lr, seed = one
     settle(seed, args.device)
-    data = read(args)
-    task = make(args, (method, rank), lr, len(data.class_names))
-    return train(task, data, args.steps, args.device, ("acc1", "loss"), test="acc1")
+    return train(make(args, (method, rank), lr), read(args), args.steps, args.device, ("acc1", "loss"), test="acc1")
 
 
 def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, float], str]:
@@ -93,7 +97,7 @@ def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, f
     setting = Setting(args.device, autocast=False, seconds=60)
     side, _ = sizes(args)
     images = torch.randn(args.images, 3, side, side, device=args.device)
-    labels = torch.arange(args.images, device=args.device) % 10
+    labels = torch.arange(args.images, device=args.device) % args.classes
 
     def step(task: Any) -> None:
         task.network.zero_grad()
@@ -119,9 +123,10 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
 
 def main() -> None:
     args = arguments()
+    args.classes = len(read(args).class_names)
     cases = cases_of(args.ranks)
     name = Path(args.data).resolve().name.lower()
-    setting = {k: v for k, v in vars(args).items() if k not in ("data", "jobs", "lrs", "seeds", "ranks")}
+    setting = {k: v for k, v in vars(args).items() if k not in ("data", "classes", "jobs", "lrs", "seeds", "ranks")}
     sweep = Sweep(RESULTS / f"classification_quality_{name}.json", setting, "acc1")
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     sweep.report["step_ms"], sweep.report["machine"] = step_times(args, cases)

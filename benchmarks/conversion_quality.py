@@ -68,9 +68,8 @@ def images_of(loader: Any, data: Any, count: int) -> tuple[torch.Tensor, torch.T
 
 def train_dense(args: argparse.Namespace, seed: int, path: Path) -> None:
     settle(seed, args.device)
-    data = read(args)
-    task = make(args, ("dense", 0), 1e-3, len(data.class_names))
-    scores = train(task, data, args.steps, args.device, ("acc1",), test="acc1")
+    task = make(args, ("dense", 0), 1e-3)
+    scores = train(task, read(args), args.steps, args.device, ("acc1",), test="acc1")
     torch.save((task.state_dict(), scores["test_acc1"]), path)
 
 
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace, folder: str, one: Run) -> dict[str, float]:
     tuning = argparse.Namespace(**{**vars(args), "steps": args.tuning})
     data = read(tuning)
     data.setup("fit")
-    task = make(tuning, ("dense", 0), lr, len(data.class_names))
+    task = make(tuning, ("dense", 0), lr)
     task.load_state_dict(state)
     network = task.network.to(args.device).eval()
     dense = copy.deepcopy(network)
@@ -141,15 +140,16 @@ def table(sweep: Sweep, cases: list[Case]) -> str:
 
 def main() -> None:
     args = arguments()
+    args.classes = len(read(args).class_names)
     cases = [(method, budget) for budget in args.budgets for method in METHODS]
     name = Path(args.data).resolve().name.lower()
-    setting = {k: v for k, v in vars(args).items() if k not in ("data", "jobs", "lrs", "seeds", "budgets")}
+    setting = {k: v for k, v in vars(args).items() if k not in ("data", "classes", "jobs", "lrs", "seeds", "budgets")}
     sweep = Sweep(RESULTS / f"conversion_quality_{name}.json", setting, "acc1")
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             train_dense(args, seed, Path(folder) / f"{seed}.pt")
         sweep.work(functools.partial(run, args, folder), cases, args.lrs, args.seeds, args.jobs)
-    dense = statistics.mean(run["dense_acc1"] for run in sweep.report["runs"] if run["method"] == "sine")
+    dense = statistics.mean({run["seed"]: run["dense_acc1"] for run in sweep.report["runs"]}.values())
     text = (
         f"{name}: dense ViT of {args.depth} blocks of {args.width}, test accuracy {dense:.2%}; {args.tuning} steps "
         f"of fine-tuning, {args.seeds} seeds, learning rates {sorted({r['lr'] for r in sweep.report['runs']})}\n"

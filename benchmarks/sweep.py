@@ -80,8 +80,10 @@ class Sweep:
         self._run(run, [(*case, self.best_lr(case), seed) for case in cases for seed in range(1, seeds)], jobs)
 
     def best_lr(self, case: Case) -> float:
+        # Of equal scores the smaller rate, whichever run ended first.
         return max(
-            self._first_seed(case), key=lambda r: r[self.metric] if math.isfinite(r[self.metric]) else -math.inf
+            self._first_seed(case),
+            key=lambda r: (r[self.metric] if math.isfinite(r[self.metric]) else -math.inf, -r["lr"]),
         )["lr"]
 
     def chosen(self, case: Case) -> list[dict[str, Any]]:

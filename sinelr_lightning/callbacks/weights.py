@@ -1,14 +1,12 @@
 """Sine low-rank weights for a project that knows nothing of them: no change to its code."""
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as L
-import torch
 
+from sinelr_lightning.datamodules.loaders import training_inputs
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import Conversion, LinearFactory, cached_weights, convert, summarize
 from sinelr_lightning.progress import progress_bar
@@ -31,7 +29,7 @@ class ConvertCallback(L.Callback):
         budget: share of the dense model's parameters, from which each layer's rank is chosen.
         calibration_batches: batches of the datamodule's training data over which a fit or a budget measures the
             layers' inputs; 0 for none, to go by the weights alone. The module's `forward` gets each batch, of a
-            tuple, list or mapping its first item.
+            tuple or list its first item, of a mapping its first floating-point tensor.
     """
 
     def __init__(
@@ -56,7 +54,16 @@ class ConvertCallback(L.Callback):
         """
         if self.conversion is not None:
             return
-        calibration = self._batches(trainer, stage) if self.calibration_batches else None
+        calibration = None
+        if self.calibration_batches:
+            datamodule = trainer.datamodule  # ty: ignore[missing-attribute]
+            if datamodule is None:
+                raise UserError(
+                    "ConvertCallback: calibration_batches takes them from a datamodule, and there is none"
+                )
+            if stage != "fit":
+                datamodule.setup("fit")
+            calibration = training_inputs(datamodule, self.calibration_batches)
         shown = self.init == "fit" and trainer.is_global_zero
         try:
             with progress_bar() if shown else nullcontext() as show:
@@ -70,24 +77,6 @@ class ConvertCallback(L.Callback):
             raise UserError(f"ConvertCallback: calibration_batches needs a forward: {error}") from error
         if trainer.is_global_zero:
             log.info("%s\n%s", self.conversion, summarize(pl_module))
-
-    def _batches(self, trainer: L.Trainer, stage: str) -> list[Any]:
-        """Inputs of the module from its training data, the same on every process and whatever the seed."""
-        datamodule: Any = trainer.datamodule  # ty: ignore[missing-attribute]
-        if datamodule is None:
-            raise UserError("ConvertCallback: calibration_batches takes them from a datamodule, and there is none")
-        if stage != "fit":
-            datamodule.setup("fit")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # processes must choose the same ranks, and training its own order
-            return [_first(batch) for batch in islice(datamodule.train_dataloader(), self.calibration_batches)]
-
-
-def _first(batch: Any) -> Any:
-    """The input in a batch: of a mapping its first value, of a tuple or list its first item."""
-    if isinstance(batch, Mapping):
-        return next(iter(batch.values()))
-    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 class CachedWeights(L.Callback):
@@ -106,5 +95,6 @@ class CachedWeights(L.Callback):
         """Let the weights go."""
         self._open.close()
 
-    on_validation_start = on_test_start = on_predict_start = _begin
+    # With the epoch, because an average takes the weights' place at the start of a validation.
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _begin
     on_validation_end = on_test_end = on_predict_end = _end

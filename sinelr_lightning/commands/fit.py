@@ -153,6 +153,7 @@ class SinelrCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise UserError(one_line(str(error))) from error
+        self.model.from_checkpoint = self.request.checkpoint is not None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the trainer with our logger, callbacks and checkpoint writer where the user names none of his own."""

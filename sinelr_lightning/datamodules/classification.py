@@ -26,10 +26,10 @@ __all__ = ["DigitsData", "ImageFolderData", "TorchvisionData"]
 class ImageFolderData(ImageData):
     """A folder of images of any kind, a subfolder a class.
 
-    `root/train/CLASS/…` with `root/val/CLASS/…` and, if there is one, `root/test/CLASS/…`; or `root/CLASS/…`. Images
-    may lie at any depth below their class. Without `val`, every `hold`-th image of each class, in the order of the
-    paths, is held out of training; without `test`, the validation images serve as it. Classes are numbered in the
-    order of their names.
+    `root/train/CLASS/…` with `root/val/CLASS/…` (or `valid`, `validation`) and, if there is one, `root/test/CLASS/…`;
+    or `root/CLASS/…`. Images may lie at any depth below their class. Without `val`, every `hold`-th image of each
+    class, in the order of the paths, is held out of training; without `test`, the validation images serve as it.
+    Classes are numbered in the order of their names.
 
     Args:
         root: the folder.

@@ -92,6 +92,13 @@ class ImageData(RankedData, ABC):
         """Whether this is a prediction of images from elsewhere, for which the data itself need not be there."""
         return self.predict is not None and self.trainer is not None and bool(self.trainer.predicting)
 
+    def prepare_like(self, preprocessing: dict[str, Any]) -> None:
+        """Do to every image what a checkpoint says was done in training."""
+        plain: dict[str, Any] = {**preprocessing}
+        for name in ("mean", "std"):
+            plain[name] = tuple(plain[name])
+        self._preprocessing = Preprocessing(**plain)
+
     def preprocessing(self) -> dict[str, Any]:
         """How an image becomes the network's input, in plain values, for checkpoints and exported models."""
         return self._preprocessing.plain()
@@ -101,9 +108,11 @@ class ImageData(RankedData, ABC):
         splits = self.splits
         counts = {f"{name}_images": len(getattr(splits, name)) for name in ("train", "val", "test")}
         sizes = {"image_size": self._preprocessing.image_size, "crop_ratio": self._preprocessing.crop_ratio}
-        left_out = {"left_out_unreadable": len(self._left_out)} if self.skip_unreadable else {}
         classes = {"dataset": self.dataset_name, "classes": len(splits.class_names)}
-        return {**classes, **counts, **sizes, **splits.notes, **left_out}
+        told = {**classes, **counts, **sizes, **splits.notes}
+        if self.skip_unreadable:  # those that were damaged behind their headers, too
+            told["left_out"] = told["left_out"] + len(self._left_out)
+        return told
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images, before anything is trained.

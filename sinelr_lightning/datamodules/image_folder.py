@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Splits:
     val: Source
     test: Source
     class_names: list[str]
-    notes: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def read_image_folder(root: str, hold: int = 5, skip: bool = False) -> Splits:
@@ -34,18 +35,25 @@ def read_image_folder(root: str, hold: int = 5, skip: bool = False) -> Splits:
     """
     folder = Path(root)
     names = _subfolders(folder)
-    if names and set(names) <= {"val", "test"}:
+    own = next((name for name in ("val", "valid", "validation") if name in names), "val")
+    if names and set(names) <= {own, "test"}:
         raise UserError(f"{folder}: has {' and '.join(names)} but no train; put the training images into train/CLASS")
-    divided = "train" in names and (len(names) == 1 or "val" in names or "test" in names)
-    train, classes = _class_folder(folder / "train" if divided else folder, skip)
-    own_val, own_test = divided and "val" in names, divided and "test" in names
-    notes: dict[str, object] = {}
+    divided = "train" in names and (len(names) == 1 or own in names or "test" in names)
+    train, classes, left_out = _class_folder(folder / "train" if divided else folder, skip)
+    own_val, own_test = divided and own in names, divided and "test" in names
+    notes: dict[str, Any] = {}
     if own_val:
-        val = _same_classes(folder / "val", folder / "train", classes, skip)
+        val, more = _same_classes(folder / own, folder / "train", classes, skip)
+        left_out += more
     else:
         train, val = _hold_out(train, classes, hold)
         notes["hold"] = hold
-    test = _same_classes(folder / "test", folder / "train", classes, skip) if own_test else val
+    test = val
+    if own_test:
+        test, more = _same_classes(folder / "test", folder / "train", classes, skip)
+        left_out += more
+    if skip:
+        notes["left_out"] = left_out
     return Splits(train, val, test, classes, {**notes, "test_is_val": not own_test})
 
 
@@ -57,13 +65,13 @@ def image_files(path: str, skip: bool = False) -> ImageFiles:
     """
     place = Path(path)
     if place.is_file():
-        return _checked(ImageFiles(place.parent, [place.name]), skip)
+        return _checked(ImageFiles(place.parent, [place.name]), skip)[0]
     if not place.is_dir():
         raise UserError(f"{place}: no such image or folder of images")
     files = ImageFiles(place, find_images(place))
     if not len(files):
         raise UserError(f"{place}: holds no image ({_kinds()} are read)")
-    return _checked(files, skip)
+    return _checked(files, skip)[0]
 
 
 def _kinds() -> str:
@@ -76,8 +84,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _class_folder(folder: Path, skip: bool) -> tuple[ImageFiles, list[str]]:
-    """The images of all classes, in the order of class and path, and the classes in the order of their names."""
+def _class_folder(folder: Path, skip: bool) -> tuple[ImageFiles, list[str], int]:
+    """The images of all classes, by class and path, the classes by their names, and how many files were left out."""
     classes = _subfolders(folder)
     if not classes:
         raise UserError(f"{folder}: holds no folder of a class; images are expected in {folder}/CLASS/")
@@ -90,20 +98,20 @@ def _class_folder(folder: Path, skip: bool) -> tuple[ImageFiles, list[str]]:
         labels += [label] * len(found)
         if not found:
             raise UserError(f"{folder / name}: holds no image ({_kinds()} are read)")
-    files = _checked(ImageFiles(folder, names, labels), skip)
+    files, left_out = _checked(ImageFiles(folder, names, labels), skip)
     for label, count in enumerate(_counts(files, classes)):
         if not count:
             raise UserError(f"{folder / classes[label]}: holds no readable image")
-    return files, classes
+    return files, classes, left_out
 
 
-def _same_classes(folder: Path, train: Path, classes: list[str], skip: bool) -> ImageFiles:
-    files, here = _class_folder(folder, skip)
+def _same_classes(folder: Path, train: Path, classes: list[str], skip: bool) -> tuple[ImageFiles, int]:
+    files, here, left_out = _class_folder(folder, skip)
     more, fewer = sorted(set(here) - set(classes)), sorted(set(classes) - set(here))
     if more or fewer:
         parts = [f"{kind} {', '.join(names[:5])}" for kind, names in (("lacks", fewer), ("adds", more)) if names]
         raise UserError(f"{folder}: its classes differ from those of {train}: it {' and '.join(parts)}")
-    return files
+    return files, left_out
 
 
 def _counts(files: ImageFiles, classes: list[str]) -> list[int]:
@@ -122,17 +130,18 @@ def _hold_out(files: ImageFiles, classes: list[str], hold: int) -> tuple[ImageFi
     return files.only(within % hold != 0), files.only(within % hold == 0)
 
 
-def _checked(files: ImageFiles, skip: bool) -> ImageFiles:
+def _checked(files: ImageFiles, skip: bool) -> tuple[ImageFiles, int]:
+    """The readable files, and how many others were left out."""
     wrong = unreadable(files)
     if not wrong:
-        return files
+        return files, 0
     first = next(iter(wrong.values()))
     if not skip:
         raise UserError(f"{first}{_and_more(len(wrong))}; data.skip_unreadable leaves such files out")
     log.warning("left out %d unreadable image(s), the first: %s", len(wrong), first)
     keep = np.ones(len(files), dtype=bool)
     keep[list(wrong)] = False
-    return files.only(keep)
+    return files.only(keep), len(wrong)
 
 
 def _and_more(count: int) -> str:

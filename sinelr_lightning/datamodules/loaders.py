@@ -1,7 +1,8 @@
 """Loaders whose batches follow from their number alone, so that a run can stop and go on anywhere."""
 
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import lightning.pytorch as L
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from sinelr_lightning.errors import UserError
 
-__all__ = ["EvaluationLoader", "RankedData", "StepLoader", "index_loader", "seeded_generator", "share"]
+__all__ = [
+    "EvaluationLoader",
+    "RankedData",
+    "StepLoader",
+    "index_loader",
+    "seeded_generator",
+    "share",
+    "training_inputs",
+]
 
 Batch = TypeVar("Batch")
 
@@ -139,3 +148,33 @@ class RankedData(L.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         """Give this process's number, and how many processes there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def training_inputs(datamodule: L.LightningDataModule, count: int) -> list[Any]:
+    """What the network gets in the first `count` training batches: the same on every process.
+
+    Of a tuple or list that is its first item, of a mapping its first floating-point tensor, after the data's own
+    `on_after_batch_transfer`.
+
+    Raises:
+        UserError: a mapping without such a tensor.
+    """
+    trainer = datamodule.trainer
+    if isinstance(datamodule, RankedData):
+        datamodule.trainer = None  # without it a batch is whole, and no rank's share
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a shuffling loader must choose the same everywhere, and training its own order
+            batches = list(islice(datamodule.train_dataloader(), count))
+        return [_input(datamodule.on_after_batch_transfer(batch, 0)) for batch in batches]
+    finally:
+        datamodule.trainer = trainer
+
+
+def _input(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        for value in batch.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+        raise UserError(f"a batch of training data has no floating-point tensor among {', '.join(map(str, batch))}")
+    return batch[0] if isinstance(batch, tuple | list) else batch

@@ -13,7 +13,11 @@ __all__ = ["image_network"]
 
 
 def image_network(
-    name: str, classes: int, pretrained: bool = False, arguments: Mapping[str, Any] | None = None
+    name: str,
+    classes: int,
+    pretrained: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    of_trained: bool = False,
 ) -> nn.Module:
     """Make the network `name`: images [B, C, H, W] → logits [B, classes].
 
@@ -23,9 +27,11 @@ def image_network(
         classes: number of classes. A pretrained head of another size is drawn anew.
         pretrained: take the library's trained weights; they are downloaded once.
         arguments: of the network's constructor.
+        of_trained: give a network without weights the form that the trained ones have, such as their image size.
 
     Raises:
-        ValueError: unknown name (with near ones), unknown or wrong arguments, no trained weights of this network.
+        ValueError: unknown name (with near ones), unknown or wrong arguments, no trained weights of this network, one
+            that gives out more than logits, a trained one whose last layer is not linear.
         ModuleNotFoundError: timm is not installed.
         OSError: the weights cannot be had.
     """
@@ -39,17 +45,31 @@ def image_network(
         arguments["pretrained"] = pretrained
     else:
         make = _torchvision(name, pretrained)
+        if of_trained and name.startswith("vit_"):
+            arguments.setdefault("image_size", _weights(name).meta["min_size"][0])
     try:
         if pretrained and not name.startswith("timm/"):
-            return _with_head(make(**arguments), classes)
+            return _with_head(name, make(**arguments), classes)
         key = "classes" if name == "vit" else "num_classes"
         return make(**arguments, **{key: classes})
     except TypeError as error:
         raise ValueError(f"network {name}: {error}") from error
 
 
+AUXILIARY = ("googlenet", "inception_v3")
+
+
+def _weights(name: str) -> Any:
+    from torchvision import models
+
+    return models.get_model_weights(name)["DEFAULT"]
+
+
 def _torchvision(name: str, pretrained: bool) -> Any:
     from torchvision import models
+
+    if name in AUXILIARY:
+        raise ValueError(f"network {name} has auxiliary heads in training, which are not supported")
 
     known = models.list_models(module=models)
     if name not in known:
@@ -58,7 +78,7 @@ def _torchvision(name: str, pretrained: bool) -> Any:
             f"unknown network {name!r}: take vit, timm/NAME or a classification model of torchvision, such as "
             f"{', '.join(near or ['vit_b_16', 'resnet18', 'convnext_tiny'])}"
         )
-    weights = models.get_model_weights(name)["DEFAULT"] if pretrained else None
+    weights = _weights(name) if pretrained else None
     return lambda **arguments: models.get_model(name, weights=weights, **arguments)
 
 
@@ -73,9 +93,12 @@ def _timm(name: str) -> Any:
     return lambda **arguments: timm.create_model(name, **arguments)
 
 
-def _with_head(network: nn.Module, classes: int) -> nn.Module:
+def _with_head(name: str, network: nn.Module, classes: int) -> nn.Module:
     """Draw the last linear layer anew where it has another number of classes."""
-    name, head = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+    heads = [(place, module) for place, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ValueError(f"network {name} has no linear head that could be drawn anew for {classes} classes")
+    place, head = heads[-1]
     if head.out_features != classes:
-        network.set_submodule(name, nn.Linear(head.in_features, classes))
+        network.set_submodule(place, nn.Linear(head.in_features, classes))
     return network

@@ -67,6 +67,7 @@ class Task(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.weight_decay = weight_decay
+        self.from_checkpoint = False  # the command line says whether a checkpoint's weights will come
         self.scores: dict[str, dict[int, dict[str, float]]] = {}
         self._configured: list[dict[str, Any]] = []
 
@@ -245,7 +246,10 @@ class Task(L.LightningModule):
         stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         here = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         there = {name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", here).items()}
-        wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+        # A layer with numbers of its own, such as a rank that a budget chose, takes its form from the checkpoint.
+        formed = tuple({name.partition("hyper.")[0] for name in there if ".hyper." in name})
+        names = (name for name in sorted(here.keys() | there.keys()) if not (formed and name.startswith(formed)))
+        wrong = [name for name in names if here.get(name) != there.get(name)]
         ours = kinds(dict(self.hparams))
         for name, kind in kinds(stored).items():
             if kind != ours.get(name, kind):

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import pickle
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_confusion_matrix
 
 from sinelr_lightning.datamodules.image_data import ImageData
+from sinelr_lightning.datamodules.loaders import training_inputs
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import LinearFactory, SineLowRank, convert
+from sinelr_lightning.layers import Conversion, Dense, LinearFactory, SineLowRank, convert
 from sinelr_lightning.models.networks import image_network
 from sinelr_lightning.progress import progress_bar
 from sinelr_lightning.rendering import confusion_picture
@@ -46,6 +48,9 @@ class ClassificationTask(Task):
         include, exclude: patterns over the names of layers; feed-forward layers by default, as in the paper.
         ranks: pattern → rank, for layers with one of their own.
         init: draw the converted layers "fresh", or "fit" them to the pretrained weights.
+        budget: share of the dense network's parameters, from which each layer's rank is chosen (`layers.budget`).
+        calibration_batches: training batches over which a fit and a budget measure what the layers give out; 0 goes
+            by the weights alone.
         label_smoothing: share of the target that is spread over all classes.
         top5: predict names the first five guesses.
         optimizer, schedule, weight_decay: see `Task`.
@@ -65,6 +70,8 @@ class ClassificationTask(Task):
         exclude: list[str] = [],  # noqa: B006 (never changed)
         ranks: dict[str, int] = {},  # noqa: B006 (never changed)
         init: Literal["fresh", "fit"] = "fresh",
+        budget: float | None = None,
+        calibration_batches: int = 0,
         label_smoothing: float = 0.0,
         top5: bool = False,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
@@ -76,39 +83,59 @@ class ClassificationTask(Task):
             raise UserError(f"model.classes must be at least 2, got {classes}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing must be in [0, 1), got {label_smoothing}")
-        if init == "fit" and not pretrained:
-            raise UserError("model.init fit needs trained weights: set model.pretrained, or model.init to fresh")
+        if not pretrained and (init == "fit" or budget is not None):
+            raise UserError("model.init fit and model.budget need trained weights: set model.pretrained to true")
+        if budget is not None and ranks:
+            raise UserError("model.budget chooses all ranks: set it or model.ranks, not both")
+        if calibration_batches < 0:
+            raise UserError(f"model.calibration_batches must not be negative, got {calibration_batches}")
         self._network_arguments: dict[str, Any] = {"name": network, "classes": classes, "arguments": network_args}
-        self._conversion: dict[str, Any] = {
-            "factory": linear, "include": include, "exclude": exclude, "ranks": ranks,
-        }  # fmt: skip
+        self._conversion: dict[str, Any] = {"factory": linear, "include": include, "exclude": exclude}
+        self.ranks, self.budget, self.calibration_batches = ranks, budget, calibration_batches
         self.classes, self.pretrained, self.init = classes, pretrained, init
         self.label_smoothing, self.top5 = label_smoothing, top5
         self.network = self._make()
         self.class_names: list[str] = [str(number) for number in range(classes)]
         self.preprocessing: dict[str, Any] = {}
+        self._data_names: list[str] = []
         self._rows: list[list[Any]] = []
         self._predictions = Path()
 
     def _make(self, *, trained: bool = False) -> nn.Module:
         """The network, fresh or with the library's weights, converted; with what stays dense in the log."""
         try:
-            network = image_network(pretrained=trained, **self._network_arguments)
-            if trained and self.init == "fit":
-                network.to(self.trainer.strategy.root_device)  # a fit takes a minute a layer on a CPU
-                with progress_bar() if self.trainer.is_global_zero else nullcontext() as show:
-                    conversion = convert(network, init="fit", progress=show, **self._conversion)
-            else:
-                conversion = convert(network, **self._conversion)
+            network = image_network(pretrained=trained, of_trained=self.pretrained, **self._network_arguments)
+            if isinstance(self._conversion["factory"], Dense):
+                return network  # as its library begins it
+            conversion = self._convert_trained(network) if trained else self._convert_fresh(network)
         except (ValueError, ModuleNotFoundError) as error:
             raise UserError(str(error)) from error
-        except OSError as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            if not trained:
+                raise
             raise UserError(
-                f"the trained weights of {self._network_arguments['name']} cannot be had ({error}); put them into "
-                f"{torch.hub.get_dir()}/checkpoints, or set model.pretrained to false"
+                f"the trained weights of {self._network_arguments['name']} cannot be had ({_first_line(error)}); put "
+                f"them into {torch.hub.get_dir()}/checkpoints, or set model.pretrained to false"
             ) from error
         log.info("%s", conversion)
         return network
+
+    def _convert_fresh(self, network: nn.Module) -> Conversion:
+        # A checkpoint brings the ranks that a budget chose; all that such layers need is to be there.
+        return convert(network, ranks=self.ranks if self.budget is None else {"*": 1}, **self._conversion)
+
+    def _convert_trained(self, network: nn.Module) -> Conversion:
+        device = self.trainer.strategy.root_device
+        network.to(device)  # a fit of a large layer takes a minute on a CPU
+        calibration = None
+        if self.calibration_batches and (self.init == "fit" or self.budget is not None):
+            inputs = training_inputs(self.data(ImageData), self.calibration_batches)
+            calibration = [images.to(device) for images in inputs]
+        with progress_bar() if self.trainer.is_global_zero else nullcontext() as show:
+            return convert(
+                network, init=self.init, ranks=self.ranks, budget=self.budget, calibration=calibration, progress=show,
+                **self._conversion,
+            )  # fmt: skip
 
     # -- the classes, which a checkpoint carries ------------------------------------------------------------------
     def setup(self, stage: str) -> None:
@@ -121,10 +148,12 @@ class ClassificationTask(Task):
         names = list(data.class_names)
         if names and len(names) != self.classes:
             raise UserError(f"the data has {len(names)} classes, the model {self.classes}: set model.classes")
-        if stage == "fit" and self.pretrained:  # a checkpoint's weights come over them afterwards
+        if self.pretrained and not self.from_checkpoint:
             self.network = self._make(trained=True)
-        self._check_size(data.preprocessing()["image_size"])
+        if not data.only_predicts:
+            self._check_size(data.preprocessing()["image_size"])
         # An images-only prediction knows no classes; the checkpoint does.
+        self._data_names = names
         self.class_names, self.preprocessing = names or self.class_names, data.preprocessing()
 
     def _check_size(self, side: int) -> None:
@@ -132,7 +161,8 @@ class ClassificationTask(Task):
         training = self.network.training
         try:
             with torch.no_grad():
-                self.network.eval()(torch.zeros(1, 3, side, side, device=self.device))
+                device = next(self.network.parameters()).device
+                self.network.eval()(torch.zeros(1, 3, side, side, device=device))
         except (RuntimeError, AssertionError, ValueError) as error:
             name = self._network_arguments["name"]
             raise UserError(
@@ -153,12 +183,13 @@ class ClassificationTask(Task):
             UserError: the data at hand has other classes.
         """
         super().on_load_checkpoint(checkpoint)
-        names = checkpoint["classes"]["names"]
-        if self._trainer is not None and self.class_names != names:
-            ours, theirs = set(self.class_names), set(names)
-            differ = sorted(ours ^ theirs)[:5] or ["their order"]
+        names, preprocessing = checkpoint["classes"]["names"], checkpoint["classes"]["preprocessing"]
+        if self._data_names and self._data_names != names:
+            differ = sorted(set(self._data_names) ^ set(names))[:5] or ["their order"]
             raise UserError(f"the checkpoint has other classes than the data; they differ in {', '.join(differ)}")
-        self.class_names, self.preprocessing = names, checkpoint["classes"]["preprocessing"]
+        self.class_names, self.preprocessing = names, preprocessing
+        if self._trainer is not None and self.data(ImageData).only_predicts:
+            self.data(ImageData).prepare_like(preprocessing)
 
     # -- training and evaluation ----------------------------------------------------------------------------------
     def forward(self, images: Tensor) -> Tensor:
@@ -195,6 +226,8 @@ class ClassificationTask(Task):
 
     def combine(self, samples: dict[int, dict[str, float]]) -> dict[str, float]:
         """Accuracies, loss and calibration error over all images, each counted once on however many processes."""
+        if not samples:
+            raise UserError("no image of the evaluation could be read")
         columns = {name: _column(samples, name) for name in ("acc1", "acc5", "loss", "confidence")}
         means = {name: columns[name].mean().item() for name in ("acc1", "acc5", "loss")}
         correct = columns["acc1"].long()
@@ -232,9 +265,12 @@ class ClassificationTask(Task):
         matrix = self.confusion(stage)
         counts, correct = matrix.sum(1).tolist(), matrix.diagonal().tolist()
         by_class = {
-            name: {"acc1": right / count if count else None, "images": count}
-            for name, right, count in zip(self.class_names, correct, counts, strict=True)
-        }
+            # ImageNet has two classes of one name.
+            name if self.class_names.count(name) == 1 else f"{name} ({number})": {
+                "acc1": right / count if count else None, "images": count,
+            }
+            for number, (name, right, count) in enumerate(zip(self.class_names, correct, counts, strict=True))
+        }  # fmt: skip
         return {"classes": by_class, **({"confusion": matrix.tolist()} if self.classes <= 100 else {})}
 
     # -- prediction -------------------------------------------------------------------------------------------------
@@ -246,9 +282,11 @@ class ClassificationTask(Task):
         """Note file, class and probability of each image; of the first five guesses with `top5`."""
         probabilities = self.network(batch["images"]).float().softmax(1)
         shares, guesses = probabilities.topk(min(5, self.classes) if self.top5 else 1)
-        for path, row, numbers in zip(batch["paths"], shares.tolist(), guesses.tolist(), strict=True):
+        # Images that are no files are named by their place in the test set.
+        names = batch.get("paths") or [f"test/{number}" for number in batch["indices"].tolist()]
+        for name, row, numbers in zip(names, shares.tolist(), guesses.tolist(), strict=True):
             named = [(self.class_names[number], f"{share:.6f}") for number, share in zip(numbers, row, strict=True)]
-            self._rows.append([str(path), *(value for pair in named for value in pair)])
+            self._rows.append([str(name), *(value for pair in named for value in pair)])
 
     def on_predict_epoch_end(self) -> None:
         """Write the rows of all processes, in the order of the files, as one CSV."""
@@ -258,7 +296,15 @@ class ClassificationTask(Task):
         head = ["class", "probability"]
         if self.top5:
             head = [f"{name}{number}" for number in range(1, min(5, self.classes) + 1) for name in head]
-        with atomic_path(self._predictions) as temporary, temporary.open("w", newline="") as file:
+        with (
+            atomic_path(self._predictions) as temporary,
+            temporary.open(
+                "w",
+                newline="",
+                encoding="utf-8",
+                errors="surrogateescape",  # names of files may be any bytes
+            ) as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["file", *head])
             writer.writerows(sorted(row for part in parts for row in part))
@@ -288,3 +334,7 @@ class ClassificationTask(Task):
 
 def _column(samples: Mapping[int, Mapping[str, float]], name: str) -> Tensor:
     return torch.tensor([values[name] for values in samples.values()], dtype=torch.float64)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,8 +3,9 @@ import pytest
 import torch
 from toy import ToyData, ToyTask, quiet_trainer
 
-from sinelr_lightning.callbacks.averaging import EMA
+from sinelr_lightning.callbacks import EMA, CachedWeights, ConvertCallback
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.layers import Dense, FactorizedLinear, SineLowRank
 
 
 def fit(folder, steps, ema, **options):
@@ -87,3 +88,44 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_bad_values(options):
     with pytest.raises(UserError, match="EMA"):
         EMA(**options)
+
+
+def test_layers_that_a_callback_makes_are_averaged_too(tmp_path):
+    task = ToyTask(linear=Dense())
+    options = {"callbacks": [EMA(decay=0.5), ConvertCallback(SineLowRank(2), ["network.2"])]}
+    quiet_trainer(tmp_path, max_steps=3, limit_val_batches=0, **options).fit(task, ToyData())
+    assert isinstance(task.network[2], FactorizedLinear)
+
+
+def test_cached_weights_are_those_of_the_average(tmp_path):
+    def validated(*callbacks):
+        torch.manual_seed(0)
+        options = {"callbacks": list(callbacks), "num_sanity_val_steps": 0, "val_check_interval": 10}
+        run = quiet_trainer(tmp_path, max_steps=10, **options)
+        run.fit(ToyTask(), ToyData())
+        return float(run.callback_metrics["val/error"])
+
+    alone = validated(EMA(decay=0.9))
+    assert validated(EMA(decay=0.9), CachedWeights()) == pytest.approx(alone, abs=1e-6)
+    assert validated(CachedWeights(), EMA(decay=0.9)) == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_validation_that_is_stopped_leaves_the_weights_for_the_last_checkpoint(tmp_path):
+    class Stop(L.Callback):
+        def on_validation_batch_end(self, trainer, pl_module, *_):
+            raise KeyboardInterrupt
+
+        def on_exception(self, trainer, pl_module, exception):
+            trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+    watch = Watch()
+    options = {"callbacks": [watch, EMA(decay=0.9), Stop()], "num_sanity_val_steps": 0, "val_check_interval": 4}
+    with pytest.raises(SystemExit):
+        quiet_trainer(tmp_path, max_steps=8, **options).fit(ToyTask(), ToyData())
+    stored = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
+    for name, value in watch.weights.items():
+        torch.testing.assert_close(stored["current_model_state"][name], value, rtol=0, atol=0)

@@ -113,20 +113,11 @@ def test_a_fit_is_calibrated_by_the_first_batches_of_the_training_data(tmp_path,
     assert fit.output_error < 0.02 < fit.weight_error  # the inputs are of three dimensions
 
 
-def test_the_batches_are_the_same_on_every_process_and_leave_the_seed_alone(tmp_path):
-    data = Data()
-    data.setup("fit")
-    run, convert = trainer(tmp_path), ConvertCallback(SineLowRank(3), calibration_batches=2)
-    run.datamodule = data
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = convert._batches(run, "fit")
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert all(torch.equal(a, b) for a, b in zip(first, convert._batches(run, "fit"), strict=True))
-    assert len(first) == 2 and data.stages == ["fit"]
-    convert._batches(run, "test")
-    assert data.stages == ["fit", "fit"]  # which an evaluation alone has not set up
+def test_an_evaluation_alone_sets_the_training_data_up(tmp_path):
+    data, module = Data(), WithForward()
+    convert = ConvertCallback(SineLowRank(3), init="fit", calibration_batches=2)
+    trainer(tmp_path, convert).validate(module, datamodule=data, verbose=False)
+    assert "fit" in data.stages
 
 
 def test_a_budget_is_kept_and_its_ranks_come_back_from_a_checkpoint(tmp_path):

@@ -23,6 +23,14 @@ def test_train_val_test_as_they_are(tmp_path):
     assert len(splits.val) == 4 and len(splits.test) == 2
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_the_validation_images(tmp_path, name):
+    for split, count in (("train", 3), (name, 2)):
+        fill(tmp_path / split, cat=count, ant=count)
+    splits = read_image_folder(str(tmp_path))
+    assert splits.class_names == ["ant", "cat"] and splits.val.root == tmp_path / name and len(splits.val) == 4
+
+
 def test_without_test_the_validation_images_serve(tmp_path):
     fill(tmp_path / "train", a=2, b=2)
     fill(tmp_path / "val", a=1, b=1)

@@ -1,7 +1,17 @@
+from types import SimpleNamespace
+
+import lightning.pytorch as L
 import pytest
 import torch
 
-from sinelr_lightning.datamodules.loaders import EvaluationLoader, StepLoader, seeded_generator, share
+from sinelr_lightning.datamodules import DigitsData
+from sinelr_lightning.datamodules.loaders import (
+    EvaluationLoader,
+    StepLoader,
+    seeded_generator,
+    share,
+    training_inputs,
+)
 from sinelr_lightning.errors import UserError
 
 
@@ -54,3 +64,33 @@ def test_shares_interleave_and_must_be_even():
     assert share(rows, rank=1, world=2).tolist() == [1, 3]
     with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 3"):
         share(rows, 0, 3)
+
+
+def test_training_inputs_are_whole_and_the_same_on_every_rank():
+    data = DigitsData(batch_size=8)
+    data.setup("fit")
+    alone = training_inputs(data, 2)
+    assert [images.shape for images in alone] == [(8, 3, 8, 8)] * 2 and abs(alone[0].mean()) < 0.5  # normalised
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    assert all(torch.equal(one, other) for one, other in zip(alone, training_inputs(data, 2), strict=True))
+    assert data.trainer.world_size == 2
+
+
+class Shuffled(L.LightningDataModule):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.arange(64.0), batch_size=8, shuffle=True)
+
+
+def test_training_inputs_are_the_same_for_every_seed_and_leave_it_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = training_inputs(Shuffled(), 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, training_inputs(Shuffled(), 2), strict=True))
+
+
+def test_a_mapping_without_an_input_is_named():
+    data = L.LightningDataModule.from_datasets(train_dataset=[{"labels": 1}])
+    with pytest.raises(UserError, match="no floating-point tensor among labels"):
+        training_inputs(data, 1)

@@ -28,6 +28,7 @@ def test_trained_weights_are_kept_and_a_head_of_another_size_is_drawn_anew(monke
         ("vit", {"pretrained": True}, "no trained weights of our compact vit"),
         ("vit", {"arguments": {"widht": 3}}, "widht"),
         ("raft_large", {}, "unknown network"),  # torchvision's, but no classifier
+        ("googlenet", {}, "googlenet has auxiliary heads"),
     ],
 )
 def test_what_cannot_be_made(name, options, words):
@@ -39,3 +40,16 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install -e "\.\[vision\]"'):
         image_network("timm/vit_tiny_patch16_224", 10)
+
+
+def test_a_network_has_the_form_of_its_trained_weights_without_them():
+    with torch.device("meta"):
+        assert image_network("vit_h_14", 10, of_trained=True).image_size == 518
+        assert image_network("vit_h_14", 10).image_size == 224
+        assert image_network("vit_b_16", 10, of_trained=True, arguments={"image_size": 32}).image_size == 32
+
+
+def test_a_trained_network_without_a_linear_head_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "get_model", lambda name, weights, **_: models.squeezenet1_1())
+    with pytest.raises(ValueError, match="squeezenet1_1 has no linear head"):
+        image_network("squeezenet1_1", 10, pretrained=True)

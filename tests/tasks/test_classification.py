@@ -1,6 +1,7 @@
 """The classification task: figures, checks, what it stores and writes."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from torchvision import models
 from toy import quiet_trainer
 
+from sinelr_lightning.callbacks import EMA
 from sinelr_lightning.datamodules import DigitsData, ImageFolderData
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.layers import FactorizedLayer, LowRank, SineLowRank
+from sinelr_lightning.layers import Dense, FactorizedLayer, LowRank, SineLowRank
 from sinelr_lightning.models import VisionTransformer
 from sinelr_lightning.runs import load_task
 from sinelr_lightning.tasks import ClassificationTask, Schedule
 
 SMALL = {"image_size": 8, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+DEEPER = {"network_args": {**SMALL, "patch_size": 2, "width": 32, "depth": 2}}
 
 
 def task(**options):
@@ -36,7 +39,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     torch.manual_seed(0)
     one = task(
-        network_args={**SMALL, "patch_size": 2, "width": 32, "depth": 2},
+        **DEEPER,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=4e-3),
         schedule=Schedule("cosine", warmup=20, final=0.01),
     )
@@ -161,7 +164,7 @@ def test_a_checkpoint_with_other_classes_is_refused(tmp_path):
     ("options", "words"),
     [
         ({"classes": 1}, "model.classes must be at least 2, got 1"),
-        ({"init": "fit"}, "model.init fit needs trained weights"),
+        ({"init": "fit"}, "model.init fit and model.budget need trained weights"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"network": "vit_b_61", "network_args": None}, "unknown network 'vit_b_61'.*vit_b_16"),
         ({"network_args": {**SMALL, "dpeth": 1}}, "dpeth"),
@@ -181,7 +184,9 @@ def test_data_that_do_not_suit_the_network_are_named(tmp_path):
         quiet_trainer(tmp_path).fit(task(), DigitsData(image_size=16))
 
 
-def test_a_run_begins_with_the_trained_weights_and_fits_them(tmp_path, monkeypatch):
+@pytest.fixture
+def library(monkeypatch):
+    """torchvision with trained weights of one network; the list tells when they were asked for."""
     torch.manual_seed(1)
     known = models.mobilenet_v3_small(num_classes=10)
     asked = []
@@ -194,12 +199,25 @@ def test_a_run_begins_with_the_trained_weights_and_fits_them(tmp_path, monkeypat
         return network
 
     monkeypatch.setattr(models, "get_model", get_model)
-    options = {"network": "mobilenet_v3_small", "network_args": None, "include": ["classifier.0"], "init": "fit"}
-    one = task(pretrained=True, linear=LowRank(64), **options)
+    return known, asked
+
+
+MOBILE = {"network": "mobilenet_v3_small", "network_args": None, "include": ["classifier.0"], "pretrained": True}
+CLASSIFIER = "network.classifier.0"
+
+
+def fit_once(folder, one, **options):
+    trainer = quiet_trainer(folder, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0, **options)
+    trainer.fit(one, DigitsData(image_size=32, batch_size=8, epoch_steps=1))
+    trainer.save_checkpoint(folder / "run.ckpt")
+    return trainer
+
+
+def test_a_run_begins_with_the_trained_weights_and_fits_them(tmp_path, library):
+    known, asked = library
+    one = task(linear=LowRank(64), init="fit", **MOBILE)
     assert asked == [False], "a task is made without weights: a checkpoint brings them"
-    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0).fit(
-        one, DigitsData(image_size=32, batch_size=8, epoch_steps=1)
-    )
+    fit_once(tmp_path, one)
     assert asked == [False, True]
     wanted = known.classifier[0].weight
     U, S, V = torch.linalg.svd(wanted)
@@ -209,6 +227,39 @@ def test_a_run_begins_with_the_trained_weights_and_fits_them(tmp_path, monkeypat
     torch.testing.assert_close(one.network.features[0][0].weight, known.features[0][0].weight, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"linear": SineLowRank(8), "init": "fit"}, {"init": "fit", "budget": 0.7}])
+def test_what_was_fitted_comes_back_from_its_checkpoint(tmp_path, library, options):
+    one = task(**options, calibration_batches=1, **MOBILE)
+    fit_once(tmp_path, one)
+    layer, images = one.network.classifier[0], torch.randn(2, 3, 32, 32)
+    again = load_task(tmp_path / "run.ckpt")
+    assert again.network.classifier[0].factorization == layer.factorization
+    torch.testing.assert_close(again(images), one.eval()(images))
+    resumed = task(**options, calibration_batches=1, **MOBILE)
+    resumed.from_checkpoint = True
+    trainer = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=0, num_sanity_val_steps=0)
+    trainer.fit(resumed, DigitsData(image_size=32, batch_size=8, epoch_steps=1), ckpt_path=tmp_path / "run.ckpt")
+    assert library[1].count(True) == 1, "a run that goes on has its weights from the checkpoint"
+    assert resumed.global_step == 2
+
+
+def test_the_average_is_of_what_was_fitted(tmp_path, library):
+    one = task(linear=SineLowRank(8), init="fit", **MOBILE)
+    fit_once(tmp_path, one, callbacks=[EMA(decay=0.5)])
+    stored = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == stored["current_model_state"].keys()
+    assert f"{CLASSIFIER}.hyper.gain" in stored["state_dict"]
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(load_task(tmp_path / "run.ckpt")(images), one.eval()(images))
+
+
+def test_dense_stays_as_its_library_made_it(tmp_path, library):
+    known, _ = library
+    one = task(linear=Dense(), init="fit", **MOBILE)
+    fit_once(tmp_path, one)
+    torch.testing.assert_close(one.network.classifier[0].weight, known.classifier[0].weight, rtol=0, atol=1e-3)
+
+
 def test_trained_weights_that_cannot_be_had(tmp_path, monkeypatch):
     def offline(name, weights=None, **options):
         if weights is not None:
@@ -216,13 +267,13 @@ def test_trained_weights_that_cannot_be_had(tmp_path, monkeypatch):
         return models.mobilenet_v3_small(**options)
 
     monkeypatch.setattr(models, "get_model", offline)
-    one = task(pretrained=True, network="mobilenet_v3_small", network_args=None, include=["classifier.0"])
+    one = task(**MOBILE)
     with pytest.raises(UserError, match=r"cannot be had \(Name or service not known\); put them into"):
         quiet_trainer(tmp_path).fit(one, DigitsData(image_size=32))
 
 
 def rows(path):
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.reader(file))
 
 
@@ -264,3 +315,39 @@ def test_the_first_five_guesses(trained, tmp_path):
     assert head == ["file", *(f"{name}{n}" for n in range(1, 6) for name in ("class", "probability"))]
     shares = [float(share) for share in row[2::2]]
     assert len(set(row[1::2])) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-5
+
+
+def test_test_images_that_are_no_files_are_named_by_their_place(trained, tmp_path):
+    quiet_trainer(tmp_path).predict(load_task(trained[2]), DigitsData(batch_size=100), return_predictions=False)
+    names = [row[0] for row in rows(tmp_path / "predictions.csv")[1:]]
+    assert len(names) == 359 and {"test/0", "test/358"} <= set(names)
+
+
+def test_images_from_elsewhere_have_the_names_and_preprocessing_of_the_checkpoint(trained, tmp_path):
+    digits = DigitsData()
+    for number in range(5):
+        digits.splits.test.read(number)[0].save(tmp_path / f"{number}.png")
+    known, _ = predicted(trained, tmp_path / "a", tmp_path)
+    checkpoint = torch.load(trained[2], weights_only=True)
+    checkpoint["classes"]["names"] = list("abcdefghij")
+    torch.save(checkpoint, tmp_path / "letters.ckpt")
+    other = ImageFolderData("nowhere", batch_size=3, predict=str(tmp_path))  # other size, mean and deviation
+    trainer = quiet_trainer(tmp_path / "b")
+    trainer.predict(task(**DEEPER), other, return_predictions=False, ckpt_path=tmp_path / "letters.ckpt")
+    here = rows(tmp_path / "b" / "predictions.csv")
+    assert [row[2] for row in here] == [row[2] for row in known]
+    assert [row[1] for row in here[1:]] == ["abcdefghij"[int(row[1])] for row in known[1:]]
+
+
+def test_a_file_name_may_be_any_bytes(trained, tmp_path):
+    DigitsData().splits.test.read(0)[0].save(tmp_path / "0.png")
+    (tmp_path / "0.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    predicted(trained, tmp_path / "a", tmp_path)
+    assert b"caf\xe9.png,0," in (tmp_path / "a" / "predictions.csv").read_bytes()
+
+
+def test_classes_of_one_name_are_told_apart():
+    one = task(classes=3)
+    one.class_names = ["crane", "ox", "crane"]
+    one.scores["val"] = {n: {"label": n, "guess": 0} for n in range(3)}
+    assert list(one.details("val")["classes"]) == ["crane (0)", "ox", "crane (2)"]
