@@ -145,7 +145,7 @@ class SinelrCLI(LightningCLI):
             for line in differences(self.request.stored, now):
                 log.info(line)
         if self.subcommand != "fit" and self.request.checkpoint is None:
-            log.warning("no --ckpt_path: these are the figures of the untrained model")
+            log.warning("no --ckpt_path: these are the figures of a model that was not trained here")
 
     def instantiate_classes(self) -> None:
         """Make task, data and trainer; a value that they refuse is the user's mistake."""
@@ -172,7 +172,8 @@ class SinelrCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, *self._default_callbacks(given, callbacks)]
         try:
             return super().instantiate_trainer(**kwargs)
-        except TypeError as error:  # so Lightning refuses some values, `--trainer.devices x` for one
+        # So Lightning refuses some values, `--trainer.devices x` for one, and two callbacks of one kind.
+        except (TypeError, RuntimeError) as error:
             raise UserError(one_line(str(error))) from error
 
     def _logger(self, folder: Path) -> TensorBoardLogger:

@@ -84,6 +84,12 @@ def test_an_averaged_run_goes_on_to_the_same_weights_and_export_names_them(confi
     assert "averaged weights of step 20" in capsys.readouterr().err
 
 
+def test_two_averages_are_one_line(config, tmp_path, capsys):
+    assert fit(config, tmp_path, "two", *averaging(), *averaging()) == 2
+    error = capsys.readouterr().err
+    assert "more than one stateful callback of type `EMA`" in error and "Traceback" not in error
+
+
 def test_a_model_leaves_with_its_classes_and_preprocessing_for_any_number_of_images(config, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     assert fit(config, tmp_path, "one") == 0
