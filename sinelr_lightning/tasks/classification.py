@@ -97,6 +97,7 @@ class ClassificationTask(Task):
         self.network = self._make()
         self.class_names: list[str] = [str(number) for number in range(classes)]
         self.preprocessing: dict[str, Any] = {}
+        self._wants_trained = pretrained  # weights, until they are here or others have come
         self._data_names: list[str] = []
         self._rows: list[list[Any]] = []
         self._predictions = Path()
@@ -148,8 +149,8 @@ class ClassificationTask(Task):
         names = list(data.class_names)
         if names and len(names) != self.classes:
             raise UserError(f"the data has {len(names)} classes, the model {self.classes}: set model.classes")
-        if self.pretrained and not self.from_checkpoint:
-            self.network = self._make(trained=True)
+        if self._wants_trained and not self.from_checkpoint:
+            self.network, self._wants_trained = self._make(trained=True), False
         if not data.only_predicts:
             self._check_size(data.preprocessing()["image_size"])
         # An images-only prediction knows no classes; the checkpoint does.
@@ -183,6 +184,7 @@ class ClassificationTask(Task):
             UserError: the data at hand has other classes.
         """
         super().on_load_checkpoint(checkpoint)
+        self._wants_trained = False
         names, preprocessing = checkpoint["classes"]["names"], checkpoint["classes"]["preprocessing"]
         if self._data_names and self._data_names != names:
             differ = sorted(set(self._data_names) ^ set(names))[:5] or ["their order"]

@@ -232,7 +232,10 @@ def test_what_was_fitted_comes_back_from_its_checkpoint(tmp_path, library, optio
     one = task(**options, calibration_batches=1, **MOBILE)
     fit_once(tmp_path, one)
     layer, images = one.network.classifier[0], torch.randn(2, 3, 32, 32)
+    quiet_trainer(tmp_path).test(one, DigitsData(image_size=32), verbose=False)
+    assert one.network.classifier[0] is layer, "trained weights are taken once"
     again = load_task(tmp_path / "run.ckpt")
+    quiet_trainer(tmp_path).test(again, DigitsData(image_size=32), verbose=False)
     assert again.network.classifier[0].factorization == layer.factorization
     torch.testing.assert_close(again(images), one.eval()(images))
     resumed = task(**options, calibration_batches=1, **MOBILE)
