@@ -20,7 +20,7 @@ COMMANDS = [
 ]
 SMALL = {
     "fit": ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"],
-    "test": ["--trainer.limit_test_batches=1", "--data.factor=1"],
+    "test": ["--trainer.limit_test_batches=1"],
     "render": ["--frames=2", "--scale=0.1"],
     "mesh": ["--resolution=32"],
     "predict": [],

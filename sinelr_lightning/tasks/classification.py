@@ -321,7 +321,9 @@ class ClassificationTask(Task):
         """The network, images [N, 3, S, S] → logits [N, classes], with class names and preprocessing."""
         side = self.preprocessing["image_size"]
         metadata = {
-            "input": f"images [N, 3, {side}, {side}]: red, green and blue, (x / 255 - mean) / std, see preprocessing",
+            "input": f"images [N, 3, {side}, {side}]: red, green and blue, (x / 255 - mean) / std, of the image's "
+            "centre, resized with antialiasing until its shorter side has round(image_size / crop_ratio) pixels and "
+            "its longer one as many as that makes, rounded down; see preprocessing",
             "output": f"logits [N, {self.classes}], softmax gives probabilities of class_names",
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
