@@ -23,7 +23,7 @@ def load(ckpt_path: str, kind: "type[Kind]", device: str) -> "Kind":
     checkpoint = resolve_checkpoint(ckpt_path)
     task = load_task(checkpoint)
     if not isinstance(task, kind):
-        raise UserError(f"{checkpoint} holds a {type(task).__name__}, this command needs a {kind.__name__}")
+        raise UserError(f"{checkpoint} holds a {type(task).__name__}, this command needs the task {kind.__name__}")
     return task.to(usable_device(device))
 
 

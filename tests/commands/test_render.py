@@ -90,4 +90,4 @@ def test_a_checkpoint_of_another_task_is_refused(tmp_path, capfd):
     run.strategy.connect(ToyTask())
     run.save_checkpoint(tmp_path / "toy.ckpt")
     assert main(["render", f"--ckpt_path={tmp_path}/toy.ckpt"]) == 2
-    assert "holds a ToyTask, this command needs a NeRFTask" in capfd.readouterr().err
+    assert "holds a ToyTask, this command needs the task NeRFTask" in capfd.readouterr().err
