@@ -20,9 +20,6 @@ import torch
 from sweep import RESULTS, Case, Run, Sweep, cases_of, factory, settle, train
 from timing import Setting, fastest, machine
 
-from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import summarize
-
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,17 +105,11 @@ def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, f
 
 
 def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
-    columns = ["method", "rank", "parameters", "of dense", "test accuracy", "validation", "best lr", "ms/step"]
-    rows = []
-    for case in cases:
-        size = summarize(make(args, case))
-        (test, spread), (val, _) = sweep.mean(case, "test_acc1"), sweep.mean(case, "acc1")
-        rows.append(
-            f"| {case[0]} | {case[1] or '–'} | {size.parameters:,} | {size.compression:.1%} "
-            f"| {test:.2%} ± {spread:.2%} | {val:.2%} | {sweep.best_lr(case):g} "
-            f"| {sweep.report['step_ms'][f'{case[0]} {case[1]}']:.1f} |\n"
-        )
-    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{''.join(rows)}"
+    scores = {
+        "test accuracy": lambda case: "{:.2%} ± {:.2%}".format(*sweep.mean(case, "test_acc1")),
+        "validation": lambda case: f"{sweep.mean(case, 'acc1')[0]:.2%}",
+    }
+    return sweep.table(cases, functools.partial(make, args), scores)
 
 
 def main() -> None:
@@ -131,15 +122,12 @@ def main() -> None:
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     sweep.report["step_ms"], sweep.report["machine"] = step_times(args, cases)
     sweep.save()
-    text = (
+    head = (
         f"{name}: ViT of {args.depth} blocks of {args.width}, {args.steps} steps of {args.images} images, "
-        f"{args.seeds} seeds, learning rates {sorted({r['lr'] for r in sweep.report['runs']})}; step times on "
-        f"{sweep.report['machine']}\n{table(args, sweep, cases)}"
+        f"{args.seeds} seeds, learning rates {sweep.rates()}; step times on {sweep.report['machine']}"
     )
-    with atomic_path(sweep.path.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
-    sweep.plot(lambda case: summarize(make(args, case)).parameters, cases, name, "test accuracy", "test_acc1")
-    print(text)
+    sweep.publish(head, table(args, sweep, cases))
+    sweep.plot(cases, functools.partial(make, args), name, "test accuracy", "test_acc1")
 
 
 if __name__ == "__main__":

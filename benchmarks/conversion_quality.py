@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from classification_quality import make, read
 from sweep import RESULTS, Case, Run, Sweep, settle, train
+from timing import markdown
 from torch import nn
 
-from sinelr_lightning.files import atomic_path
+from sinelr_lightning.datamodules.loaders import training_inputs
 from sinelr_lightning.layers import Factorization, LowRank, SineLowRank, convert
 
 METHODS: dict[str, tuple[Factorization, bool]] = {
@@ -55,14 +56,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def images_of(loader: Any, data: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` images of a loader, as the network gets them, and their labels."""
-    batches: list[dict[str, torch.Tensor]] = []
-    for batch in loader:
-        batches.append(data.on_after_batch_transfer(batch, 0))
-        if sum(len(batch["images"]) for batch in batches) >= count:
-            break
-    images, labels = (torch.cat([batch[key] for batch in batches])[:count] for key in ("images", "labels"))
+def test_images(data: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The test images, as the network gets them, and their labels."""
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
+    images, labels = (torch.cat([batch[key] for batch in batches]) for key in ("images", "labels"))
     return images, labels
 
 
@@ -105,10 +102,10 @@ def run(args: argparse.Namespace, folder: str, one: Run) -> dict[str, float]:
     network = task.network.to(args.device).eval()
     dense = copy.deepcopy(network)
     factory, calibrated = METHODS[method]
-    sample = images_of(data.train_dataloader(), data, args.calibration)[0].to(args.device)
-    calibration = [sample] if calibrated else None
+    inputs = training_inputs(data, args.calibration // args.images) if calibrated else []
+    calibration = [images.to(args.device) for images in inputs] or None
     done = convert(network, factory, CONVERTED, init="fit", budget=budget / 100, calibration=calibration)
-    test, labels = images_of(data.test_dataloader(), data, 10**9)
+    test, labels = test_images(data)
     with torch.no_grad():
         guesses = torch.cat([network(part.to(args.device)).argmax(1).cpu() for part in test.split(256)])
     held_out = test[: args.calibration].to(args.device)
@@ -129,13 +126,11 @@ def table(sweep: Sweep, cases: list[Case]) -> str:
     ]  # fmt: skip
     rows = []
     for case in cases:
-        converted, fine = sweep.mean(case, "converted_acc1"), sweep.mean(case, "test_acc1")
-        rows.append(
-            f"| {case[1]} % | {case[0]} | {sweep.mean(case, 'parameters')[0]:,.0f} "
-            f"| {sweep.mean(case, 'weight_error')[0]:.3f} | {sweep.mean(case, 'output_error')[0]:.3f} "
-            f"| {converted[0]:.2%} ± {converted[1]:.2%} | {fine[0]:.2%} ± {fine[1]:.2%} | {sweep.best_lr(case):g} |\n"
-        )
-    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{''.join(rows)}"
+        row = [f"{case[1]} %", case[0], f"{sweep.mean(case, 'parameters')[0]:,.0f}"]
+        row += [f"{sweep.mean(case, name)[0]:.3f}" for name in ("weight_error", "output_error")]
+        row += ["{:.2%} ± {:.2%}".format(*sweep.mean(case, name)) for name in ("converted_acc1", "test_acc1")]
+        rows.append([*row, f"{sweep.best_lr(case):g}"])
+    return markdown(columns, rows)
 
 
 def main() -> None:
@@ -150,14 +145,11 @@ def main() -> None:
             train_dense(args, seed, Path(folder) / f"{seed}.pt")
         sweep.work(functools.partial(run, args, folder), cases, args.lrs, args.seeds, args.jobs)
     dense = statistics.mean({run["seed"]: run["dense_acc1"] for run in sweep.report["runs"]}.values())
-    text = (
+    head = (
         f"{name}: dense ViT of {args.depth} blocks of {args.width}, test accuracy {dense:.2%}; {args.tuning} steps "
-        f"of fine-tuning, {args.seeds} seeds, learning rates {sorted({r['lr'] for r in sweep.report['runs']})}\n"
-        f"{table(sweep, cases)}"
+        f"of fine-tuning, {args.seeds} seeds, learning rates {sweep.rates()}"
     )
-    with atomic_path(sweep.path.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
-    print(text)
+    sweep.publish(head, table(sweep, cases))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from nerf_speed import rays, step
 from sweep import RESULTS, Case, Run, Sweep, cases_of, factory, settle, train
 from timing import Setting, fastest, machine
 
-from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import summarize
 
 
@@ -45,11 +44,11 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def make(args: argparse.Namespace, method: str, rank: int, lr: float) -> Any:
+def make(args: argparse.Namespace, case: Case, lr: float = 1e-3) -> Any:
     from sinelr_lightning.tasks import NeRFTask, Schedule
 
     return NeRFTask(
-        factory(method, rank),
+        factory(*case),
         depth=args.depth,
         width=args.width,
         skip=args.depth // 2,
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
 
     method, rank, lr, seed = one
     settle(seed, args.device)
-    task = make(args, method, rank, lr)
+    task = make(args, (method, rank), lr)
     data = NeRFData(args.root, args.factor, batch_size=args.rays, epoch_steps=args.steps)
     return train(task, data, args.steps, args.device, ("psnr", "ssim"))
 
@@ -76,22 +75,17 @@ def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, f
     """Milliseconds of a training step, and the machine."""
     setting = Setting(args.device, autocast=False, seconds=60)
     batch = rays(args.rays, args.device)
-    steps = {f"{m} {k}": step(make(args, m, k, 1e-3).renderer.to(args.device), batch) for m, k in cases}
+    steps = {f"{m} {k}": step(make(args, (m, k)).renderer.to(args.device), batch) for m, k in cases}
     return fastest(steps, setting), machine(setting)
 
 
 def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
-    columns = ["method", "rank", "parameters", "of dense", "kB", "PSNR (dB)", "SSIM", "best lr", "ms/step"]
-    rows = []
-    for case in cases:
-        size = summarize(make(args, *case, 1e-3))
-        psnr, spread = sweep.mean(case, "psnr")
-        rows.append(
-            f"| {case[0]} | {case[1] or '–'} | {size.parameters:,} | {size.compression:.1%} "
-            f"| {size.parameters * 4 / 1000:.0f} | {psnr:.2f} ± {spread:.2f} | {sweep.mean(case, 'ssim')[0]:.3f} "
-            f"| {sweep.best_lr(case):g} | {sweep.report['step_ms'][f'{case[0]} {case[1]}']:.1f} |\n"
-        )
-    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{''.join(rows)}"
+    scores = {
+        "kB": lambda case: f"{summarize(make(args, case)).parameters * 4 / 1000:.0f}",
+        "PSNR (dB)": lambda case: "{:.2f} ± {:.2f}".format(*sweep.mean(case, "psnr")),
+        "SSIM": lambda case: f"{sweep.mean(case, 'ssim')[0]:.3f}",
+    }
+    return sweep.table(cases, functools.partial(make, args), scores)
 
 
 def main() -> None:
@@ -103,15 +97,13 @@ def main() -> None:
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     sweep.report["step_ms"], sweep.report["machine"] = step_times(args, cases)
     sweep.save()
-    text = (
+    head = (
         f"{name}: {args.steps} steps of {args.rays} rays, {args.depth} layers of {args.width}, "
-        f"{args.samples[0]} + {args.samples[1]} samples, {args.seeds} seeds, learning rates from {args.lrs}; "
-        f"step times on {sweep.report['machine']}\n{table(args, sweep, cases)}"
+        f"{args.samples[0]} + {args.samples[1]} samples, {args.seeds} seeds, learning rates {sweep.rates()}; "
+        f"step times on {sweep.report['machine']}"
     )
-    with atomic_path(sweep.path.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
-    sweep.plot(lambda case: summarize(make(args, *case, 1e-3)).parameters, cases, name, "held-out PSNR (dB)")
-    print(text)
+    sweep.publish(head, table(args, sweep, cases))
+    sweep.plot(cases, functools.partial(make, args), name, "held-out PSNR (dB)")
 
 
 if __name__ == "__main__":

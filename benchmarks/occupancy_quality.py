@@ -22,9 +22,6 @@ from PIL import Image
 from sweep import METHODS, RESULTS, Case, Run, Sweep, cases_of, factory, settle, train
 from timing import Setting, fastest, machine
 
-from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import summarize
-
 SHOWN = (
     ("dense", 0),
     ("low rank", 1),
@@ -97,18 +94,12 @@ def step_times(args: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, f
 
 
 def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
-    columns = ["method", "rank", "parameters", "of dense", "IoU", "IoU near", "Chamfer × 1000", "best lr", "ms/step"]
-    rows = []
-    for case in cases:
-        size = summarize(make(args, case))
-        iou, spread = sweep.mean(case, "iou")
-        rows.append(
-            f"| {case[0]} | {case[1] or '–'} | {size.parameters:,} | {size.compression:.1%} "
-            f"| {iou:.4f} ± {spread:.4f} | {sweep.mean(case, 'iou_near')[0]:.4f} "
-            f"| {1000 * sweep.mean(case, 'chamfer')[0]:.2f} | {sweep.best_lr(case):g} "
-            f"| {sweep.report['step_ms'][f'{case[0]} {case[1]}']:.1f} |\n"
-        )
-    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{''.join(rows)}"
+    scores = {
+        "IoU": lambda case: "{:.4f} ± {:.4f}".format(*sweep.mean(case, "iou")),
+        "IoU near": lambda case: f"{sweep.mean(case, 'iou_near')[0]:.4f}",
+        "Chamfer × 1000": lambda case: f"{1000 * sweep.mean(case, 'chamfer')[0]:.2f}",
+    }
+    return sweep.table(cases, functools.partial(make, args), scores)
 
 
 def side_by_side(mesh: str, sweep: Sweep, cases: list[Case], path: Path) -> None:
@@ -142,15 +133,13 @@ def main() -> None:
         name = Path(mesh).stem
         sweep.report["step_ms"], sweep.report["machine"] = times, where
         sweep.save()
-        text = (
+        head = (
             f"{name}: {args.steps} steps of {args.points} points, {args.seeds} seeds, learning rates "
-            f"{sorted({r['lr'] for r in sweep.report['runs']})}; step times on {where}\n{table(args, sweep, cases)}"
+            f"{sweep.rates()}; step times on {where}"
         )
-        with atomic_path(sweep.path.with_suffix(".md")) as temporary:
-            temporary.write_text(text)
-        sweep.plot(lambda case: summarize(make(args, case)).parameters, cases, name, "IoU on fresh uniform points")
+        sweep.publish(head, table(args, sweep, cases))
+        sweep.plot(cases, functools.partial(make, args), name, "IoU on fresh uniform points")
         side_by_side(mesh, sweep, cases, sweep.path.with_name(f"{sweep.path.stem}_surfaces.png"))
-        print(text)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import markdown
 
 from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank
+from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank, summarize
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, Callable[[int], LinearFactory]] = {
@@ -90,6 +91,10 @@ class Sweep:
         """The runs of all seeds at the best rate."""
         return [r for r in self.report["runs"] if (r["method"], r["rank"], r["lr"]) == (*case, self.best_lr(case))]
 
+    def rates(self) -> list[float]:
+        """All learning rates that were tried."""
+        return sorted({r["lr"] for r in self.report["runs"]})
+
     def mean(self, case: Case, name: str) -> tuple[float, float]:
         """Mean and standard deviation of a score over the seeds."""
         values = [r[name] for r in self.chosen(case)]
@@ -116,8 +121,32 @@ class Sweep:
                 self.save()
                 print(json.dumps(result), flush=True)
 
+    def table(
+        self, cases: list[Case], make: Callable[[Case], torch.nn.Module], scores: dict[str, Callable[[Case], str]]
+    ) -> str:
+        """Size, scores by column, best rate and step time of each case."""
+        rows = []
+        for case in cases:
+            size, (method, rank) = summarize(make(case)), case
+            rows.append([method, str(rank or "–"), f"{size.parameters:,}", f"{size.compression:.1%}"])
+            rows[-1] += [score(case) for score in scores.values()]
+            rows[-1] += [f"{self.best_lr(case):g}", f"{self.report['step_ms'][f'{method} {rank}']:.1f}"]
+        return markdown(["method", "rank", "parameters", "of dense", *scores, "best lr", "ms/step"], rows)
+
+    def publish(self, head: str, table: str) -> None:
+        """Write the table below what it is of, beside the report, and show it."""
+        text = f"{head}\n{table}"
+        with atomic_path(self.path.with_suffix(".md")) as temporary:
+            temporary.write_text(text)
+        print(text)
+
     def plot(
-        self, parameters: Callable[[Case], int], cases: list[Case], title: str, label: str, metric: str = ""
+        self,
+        cases: list[Case],
+        make: Callable[[Case], torch.nn.Module],
+        title: str,
+        label: str,
+        metric: str = "",
     ) -> None:
         """A metric over the parameters, by default that of the sweep, beside the report."""
         import matplotlib
@@ -125,15 +154,16 @@ class Sweep:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
+        parameters = {case: summarize(make(case)).parameters for case in cases}
         figure, axes = plt.subplots(figsize=(6, 4), dpi=150)
         for method in dict.fromkeys(m for m, _ in cases):
             own = [case for case in cases if case[0] == method]
             means, spreads = zip(*(self.mean(case, metric or self.metric) for case in own), strict=True)
-            axes.errorbar([parameters(case) for case in own], means, spreads, marker="o", capsize=3, label=method)
+            axes.errorbar([parameters[case] for case in own], means, spreads, marker="o", capsize=3, label=method)
         axes.set(xscale="log", xlabel="parameters", ylabel=label, title=title)
         for case in cases:
             if case[0] == "sine":  # the low rank beside it has as many parameters
-                place = (parameters(case), 0.02)
+                place = (parameters[case], 0.02)
                 axes.annotate(f"k={case[1]}", place, xycoords=("data", "axes fraction"), ha="center", fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -48,9 +48,13 @@ def wait(setting: Setting) -> None:
         torch.cuda.synchronize()
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    return f"## {title}\n\n{markdown(columns, rows)}"
 
 
 def peak(run: Callable[[], None]) -> float:
