@@ -1,6 +1,6 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and what is quoted in it of others."""
 
-__all__ = ["UserError"]
+__all__ = ["UserError", "first_line"]
 
 
 class UserError(Exception):
@@ -8,3 +8,8 @@ class UserError(Exception):
 
     The command line prints it as `error: …` and exits with code 2, without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Give what an error of somebody else's says in its first line, or its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

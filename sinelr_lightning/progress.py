@@ -7,12 +7,15 @@ __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar() -> Generator[Callable[[str, float, float], None]]:
-    """Show a bar on stderr until the block ends; gives `show(what, done, total)`.
+def progress_bar(shown: bool = True) -> Generator[Callable[[str, float, float], None]]:
+    """Show a bar on stderr until the block ends; gives `show(what, done, total)`, which does nothing if not `shown`.
 
     with progress_bar() as show:
         convert(model, SineLowRank(rank=16), init="fit", progress=show)
     """
+    if not shown:
+        yield lambda what, done, total: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sinelr_lightning.errors import UserError
+from sinelr_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from sinelr_lightning.tasks.base import Task
@@ -146,8 +146,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path} is not a readable checkpoint: it is of another kind, or holds more than tensors and plain values"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
+        raise UserError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a run: it holds no state_dict")
     return checkpoint
@@ -165,7 +164,7 @@ def load_config(checkpoint: str | Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not readable YAML ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} is not readable YAML ({first_line(error)})") from error
     return config if isinstance(config, dict) else {}
 
 

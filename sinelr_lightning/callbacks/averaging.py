@@ -34,7 +34,6 @@ class EMA(EMAWeightAveraging):
         if not 0 <= decay < 1 or start < 0:
             raise UserError(f"EMA: decay must be in [0, 1) and start at least 0 steps, got {decay} and {start}")
         super().__init__(decay=decay, update_starting_at_step=start)
-
         self._swapped = False
 
     @property

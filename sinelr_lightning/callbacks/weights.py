@@ -1,7 +1,7 @@
 """Sine low-rank weights for a project that knows nothing of them: no change to its code."""
 
 import logging
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Literal
 
 import lightning.pytorch as L
@@ -64,9 +64,8 @@ class ConvertCallback(L.Callback):
             if stage != "fit":
                 datamodule.setup("fit")
             calibration = training_inputs(datamodule, self.calibration_batches)
-        shown = self.init == "fit" and trainer.is_global_zero
         try:
-            with progress_bar() if shown else nullcontext() as show:
+            with progress_bar(self.init == "fit" and trainer.is_global_zero) as show:
                 self.conversion = convert(
                     pl_module, self.factory, self.include, self.exclude, self.init, self.ranks, self.budget,
                     calibration, show,

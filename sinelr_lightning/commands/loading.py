@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, TypeVar
 
-from sinelr_lightning.errors import UserError
+from sinelr_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from sinelr_lightning.tasks.base import Task
@@ -41,5 +41,5 @@ def usable_device(name: str) -> str:
         if torch.empty(0, device=name).is_meta:
             raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name} is not usable here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {name} is not usable here: {first_line(error)}") from error
     return name

@@ -42,12 +42,16 @@ class ImageFiles:
         root: the folder.
         names: paths relative to it.
         labels: class of each, or None where it is not known.
+
+    Attributes:
+        left_out: unreadable files that were taken away.
     """
 
     def __init__(self, root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray | None = None) -> None:
         self.root = root
         self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.left_out = 0
 
     def __len__(self) -> int:
         return len(self._names)

@@ -39,19 +39,20 @@ def read_image_folder(root: str, hold: int = 5, skip: bool = False) -> Splits:
     if names and set(names) <= {own, "test"}:
         raise UserError(f"{folder}: has {' and '.join(names)} but no train; put the training images into train/CLASS")
     divided = "train" in names and (len(names) == 1 or own in names or "test" in names)
-    train, classes, left_out = _class_folder(folder / "train" if divided else folder, skip)
+    train, classes = _class_folder(folder / "train" if divided else folder, skip)
     own_val, own_test = divided and own in names, divided and "test" in names
     notes: dict[str, Any] = {}
+    left_out = train.left_out
     if own_val:
-        val, more = _same_classes(folder / own, folder / "train", classes, skip)
-        left_out += more
+        val = _same_classes(folder / own, folder / "train", classes, skip)
+        left_out += val.left_out
     else:
         train, val = _hold_out(train, classes, hold)
         notes["hold"] = hold
     test = val
     if own_test:
-        test, more = _same_classes(folder / "test", folder / "train", classes, skip)
-        left_out += more
+        test = _same_classes(folder / "test", folder / "train", classes, skip)
+        left_out += test.left_out
     if skip:
         notes["left_out"] = left_out
     return Splits(train, val, test, classes, {**notes, "test_is_val": not own_test})
@@ -65,13 +66,13 @@ def image_files(path: str, skip: bool = False) -> ImageFiles:
     """
     place = Path(path)
     if place.is_file():
-        return _checked(ImageFiles(place.parent, [place.name]), skip)[0]
+        return _checked(ImageFiles(place.parent, [place.name]), skip)
     if not place.is_dir():
         raise UserError(f"{place}: no such image or folder of images")
     files = ImageFiles(place, find_images(place))
     if not len(files):
         raise UserError(f"{place}: holds no image ({_kinds()} are read)")
-    return _checked(files, skip)[0]
+    return _checked(files, skip)
 
 
 def _kinds() -> str:
@@ -84,8 +85,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _class_folder(folder: Path, skip: bool) -> tuple[ImageFiles, list[str], int]:
-    """The images of all classes, by class and path, the classes by their names, and how many files were left out."""
+def _class_folder(folder: Path, skip: bool) -> tuple[ImageFiles, list[str]]:
+    """The images of all classes, in the order of class and path, and the classes in the order of their names."""
     classes = _subfolders(folder)
     if not classes:
         raise UserError(f"{folder}: holds no folder of a class; images are expected in {folder}/CLASS/")
@@ -98,20 +99,20 @@ def _class_folder(folder: Path, skip: bool) -> tuple[ImageFiles, list[str], int]
         labels += [label] * len(found)
         if not found:
             raise UserError(f"{folder / name}: holds no image ({_kinds()} are read)")
-    files, left_out = _checked(ImageFiles(folder, names, labels), skip)
+    files = _checked(ImageFiles(folder, names, labels), skip)
     for label, count in enumerate(_counts(files, classes)):
         if not count:
             raise UserError(f"{folder / classes[label]}: holds no readable image")
-    return files, classes, left_out
+    return files, classes
 
 
-def _same_classes(folder: Path, train: Path, classes: list[str], skip: bool) -> tuple[ImageFiles, int]:
-    files, here, left_out = _class_folder(folder, skip)
+def _same_classes(folder: Path, train: Path, classes: list[str], skip: bool) -> ImageFiles:
+    files, here = _class_folder(folder, skip)
     more, fewer = sorted(set(here) - set(classes)), sorted(set(classes) - set(here))
     if more or fewer:
         parts = [f"{kind} {', '.join(names[:5])}" for kind, names in (("lacks", fewer), ("adds", more)) if names]
         raise UserError(f"{folder}: its classes differ from those of {train}: it {' and '.join(parts)}")
-    return files, left_out
+    return files
 
 
 def _counts(files: ImageFiles, classes: list[str]) -> list[int]:
@@ -130,18 +131,19 @@ def _hold_out(files: ImageFiles, classes: list[str], hold: int) -> tuple[ImageFi
     return files.only(within % hold != 0), files.only(within % hold == 0)
 
 
-def _checked(files: ImageFiles, skip: bool) -> tuple[ImageFiles, int]:
-    """The readable files, and how many others were left out."""
+def _checked(files: ImageFiles, skip: bool) -> ImageFiles:
     wrong = unreadable(files)
     if not wrong:
-        return files, 0
+        return files
     first = next(iter(wrong.values()))
     if not skip:
         raise UserError(f"{first}{_and_more(len(wrong))}; data.skip_unreadable leaves such files out")
     log.warning("left out %d unreadable image(s), the first: %s", len(wrong), first)
     keep = np.ones(len(files), dtype=bool)
     keep[list(wrong)] = False
-    return files.only(keep), len(wrong)
+    kept = files.only(keep)
+    kept.left_out = len(wrong)
+    return kept
 
 
 def _and_more(count: int) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import trimesh
 
 from sinelr_lightning.datamodules.shape import Shape
+from sinelr_lightning.errors import first_line
 from sinelr_lightning.files import atomic_path
 
 __all__ = ["NEAR_SPREADS", "Samples", "cache_folder", "labelled_grid", "sample"]
@@ -101,7 +102,7 @@ def _cached(cache: Path | None, shape: Shape, parameters: dict[str, Any], draw: 
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        log.warning("%s cannot be read (%s); sampling again", path, str(error).splitlines()[0])
+        log.warning("%s cannot be read (%s); sampling again", path, first_line(error))
     drawn = draw()
     try:
         with atomic_path(path) as temporary:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import trimesh
 
-from sinelr_lightning.errors import UserError
+from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.files import searched_in
 from sinelr_lightning.geometry.inside import Solid, agreement
 from sinelr_lightning.geometry.mesh_io import CubePlacement, load_mesh
@@ -199,7 +199,7 @@ def _read_volume(path: Path) -> np.ndarray:
     try:
         volume = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable NumPy file (.npy): {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a readable NumPy file (.npy): {first_line(error)}") from error
     if not isinstance(volume, np.ndarray) or volume.ndim != 3 or volume.dtype.kind not in "buif" or not volume.size:
         kind = f"{volume.dtype} {list(volume.shape)}" if isinstance(volume, np.ndarray) else "an archive"
         raise UserError(f"{path} holds {kind}; a volume is one array [X, Y, Z] of booleans or real numbers")

@@ -4,7 +4,6 @@ import csv
 import logging
 import pickle
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +15,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from sinelr_lightning.datamodules.image_data import ImageData
 from sinelr_lightning.datamodules.loaders import training_inputs
-from sinelr_lightning.errors import UserError
+from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import Conversion, Dense, LinearFactory, SineLowRank, convert
 from sinelr_lightning.models.networks import image_network
@@ -115,7 +114,7 @@ class ClassificationTask(Task):
             if not trained:
                 raise
             raise UserError(
-                f"the trained weights of {self._network_arguments['name']} cannot be had ({_first_line(error)}); put "
+                f"the trained weights of {self._network_arguments['name']} cannot be had ({first_line(error)}); put "
                 f"them into {torch.hub.get_dir()}/checkpoints, or set model.pretrained to false"
             ) from error
         log.info("%s", conversion)
@@ -132,7 +131,7 @@ class ClassificationTask(Task):
         if self.calibration_batches and (self.init == "fit" or self.budget is not None):
             inputs = training_inputs(self.data(ImageData), self.calibration_batches)
             calibration = [images.to(device) for images in inputs]
-        with progress_bar() if self.trainer.is_global_zero else nullcontext() as show:
+        with progress_bar(self.init == "fit" and self.trainer.is_global_zero) as show:
             return convert(
                 network, init=self.init, ranks=self.ranks, budget=self.budget, calibration=calibration, progress=show,
                 **self._conversion,
@@ -167,7 +166,7 @@ class ClassificationTask(Task):
         except (RuntimeError, AssertionError, ValueError) as error:
             name = self._network_arguments["name"]
             raise UserError(
-                f"the network {name} does not take images [3, {side}, {side}] ({str(error).splitlines()[0]}): set "
+                f"the network {name} does not take images [3, {side}, {side}] ({first_line(error)}): set "
                 "model.network_args or data.image_size"
             ) from error
         finally:
@@ -298,15 +297,9 @@ class ClassificationTask(Task):
         head = ["class", "probability"]
         if self.top5:
             head = [f"{name}{number}" for number in range(1, min(5, self.classes) + 1) for name in head]
-        with (
-            atomic_path(self._predictions) as temporary,
-            temporary.open(
-                "w",
-                newline="",
-                encoding="utf-8",
-                errors="surrogateescape",  # names of files may be any bytes
-            ) as file,
-        ):
+        # Names of files may be any bytes.
+        text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with atomic_path(self._predictions) as temporary, temporary.open("w", **text) as file:
             writer = csv.writer(file)
             writer.writerow(["file", *head])
             writer.writerows(sorted(row for part in parts for row in part))
@@ -338,7 +331,3 @@ class ClassificationTask(Task):
 
 def _column(samples: Mapping[int, Mapping[str, float]], name: str) -> Tensor:
     return torch.tensor([values[name] for values in samples.values()], dtype=torch.float64)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
