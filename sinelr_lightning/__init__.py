@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from sinelr_lightning.when_imported import when_imported
+
 __version__ = "0.1.0"
 
 # Where each public name lives. Importing the package loads none of them, so that the layers need torch alone.
@@ -26,10 +28,13 @@ _EXPORTS: dict[str, str] = {
         "sinelr_lightning.layers",
     ),
     **dict.fromkeys(["CachedWeights", "ConvertCallback"], "sinelr_lightning.callbacks"),
+    **dict.fromkeys(["FactorizedLoraConfig", "SineLoraConfig"], "sinelr_lightning.adapters"),
     "progress_bar": "sinelr_lightning.progress",
 }
 
 __all__ = ["__version__", *_EXPORTS]
+
+when_imported("peft", "sinelr_lightning.adapters")  # PEFT then knows our adapters when it loads one
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "progress": set(),
+    "when_imported": set(),
 }
 
 

@@ -106,6 +106,47 @@ class Factorization(LinearFactory):
         with without_autocast(x):
             return self.weight(*factors).to(x.dtype)
 
+    def adapted(
+        self, base: Tensor, scale: float | Tensor, *factors: Tensor, magnitude: Tensor | None = None
+    ) -> Tensor:
+        """The whole weight base + scale·W [m, n] of an adapter, in float32 or wider.
+
+        With a magnitude [m] each row of it has that length (DoRA, arXiv 2402.09353, equation 5); the norms count as
+        constants in backward.
+        """
+        from sinelr_lightning.layers.adapted import rows_of_length
+
+        return rows_of_length(wide(base) + self.weight(*factors) * scale, magnitude)
+
+    def adapted_linear(
+        self,
+        x: Tensor,
+        base: Tensor,
+        bias: Tensor | None,
+        scale: float | Tensor,
+        *factors: Tensor,
+        magnitude: Tensor | None = None,
+    ) -> Tensor:
+        """y = x·adapted(base, scale, *factors)ᵀ + bias: formed once, multiplied once, formed again in backward."""
+        x = x.to(product_type(x))
+        arguments = (x, base, bias, scale, magnitude, *factors)
+        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            return checkpoint(self._adapted_linear, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self._adapted_linear(*arguments)
+
+    def _adapted_linear(
+        self,
+        x: Tensor,
+        base: Tensor,
+        bias: Tensor | None,
+        scale: float | Tensor,
+        magnitude: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:
+        with without_autocast(x):
+            weight = self.adapted(base, scale, *factors, magnitude=magnitude)
+            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
     def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
         """Constants that stand for the weight in an evaluation: `(W,)`, or `(A, B)` with W = A·B where cheaper."""
         return (self.weight(*factors),)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.layers import sine_ops
+from sinelr_lightning.layers.adapted import adapted_sine_linear
 from sinelr_lightning.layers.factorization import (
     FactorGroup,
     Factorization,
@@ -85,6 +86,23 @@ class SineLowRank(Factorization):
         if torch.compiler.is_exporting():
             return self._formed_linear(x, bias, U, V)
         return sine_ops.sine_linear(x, U, V, bias, self.omega(n), self.divisor(n))
+
+    def adapted_linear(
+        self,
+        x: Tensor,
+        base: Tensor,
+        bias: Tensor | None,
+        scale: float | Tensor,
+        U: Tensor,
+        V: Tensor,
+        *,
+        magnitude: Tensor | None = None,
+    ) -> Tensor:
+        """x·(base + scale·W)ᵀ + bias, see `layers.adapted`; nothing of size m×n is kept for backward."""
+        n = V.shape[0]
+        if torch.compiler.is_exporting():
+            return self._adapted_linear(x, base, bias, scale, magnitude, U, V)
+        return adapted_sine_linear(x, base, bias, scale, U, V, self.omega(n), self.divisor(n), magnitude)
 
     @torch.no_grad()
     def multiply_adds(self, U: Tensor, V: Tensor) -> int:

@@ -1,0 +1,169 @@
+"""What a user asks PEFT for: a `LoraConfig` whose update is a factorization of ours."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from sinelr_lightning.layers import Factorization
+
+__all__ = ["FactorizedLoraConfig", "SineLoraConfig", "as_lora"]
+
+# Fields of `LoraConfig` that change what an adapter computes or the base weight it stands on, with the value that
+# leaves both alone.
+UNSUPPORTED: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "megatron_config": None,
+    "monteclora_config": None,
+    "target_parameters": None,
+    "use_bdlora": None,
+    "velora_config": None,
+}
+
+
+@dataclass
+class FactorizedLoraConfig(LoraConfig):
+    """W₀ + s·W(factors): an adapter whose update is any `Factorization` of this package, by PEFT.
+
+    `r` is the rank of the factorization; s = lora_alpha/r, or lora_alpha/√r with `use_rslora`. Everything else is
+    `LoraConfig`'s. In memory the adapter counts as LoRA: mixed batches, hotswap and plain neighbours work. On disk
+    its type is one that PEFT alone does not know: a process without this package stops instead of answering wrong.
+
+    Args:
+        factorization: name of the family, such as `LowRank`.
+        factorization_args: its other hyperparameters.
+
+    Raises:
+        ValueError: no such family, hyperparameters that it refuses, r < 1, an `init_lora_weights` other than True,
+            False and "gaussian", or a part of `LoraConfig` that only fits a plain low-rank update.
+    """
+
+    factorization: str | None = field(
+        default=None,
+        # The tag has layers that do not know us refuse the adapter.
+        metadata={"help": "Family of the update.", "is_lora_variant": True},
+    )
+    factorization_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Hyperparameters of the family other than its rank."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise ValueError(
+                f'init_lora_weights={self.init_lora_weights!r} fits a plain B·A alone; take True, False or "gaussian"'
+            )
+        for name, neutral in UNSUPPORTED.items():
+            if getattr(self, name, neutral) not in (neutral, []):
+                raise ValueError(f"{name} cannot be combined with {type(self).__name__}: it changes what B·A means")
+        for rank in (self.r, *(self.rank_pattern or {}).values()):
+            self.family(rank)
+
+    def family(self, rank: int) -> Factorization:
+        """The factorization of a layer whose adapter has this rank."""
+        families = {family.__name__: family for family in _families()}
+        family = families.get(self.factorization or "")
+        if family is None:
+            near = get_close_matches(str(self.factorization), families) or sorted(families)
+            raise ValueError(f"factorization {self.factorization!r} is none of ours: take {' or '.join(near)}")
+        given = self._arguments()
+        ranked = {"rank": rank} if "rank" in inspect.signature(family).parameters else {}
+        try:
+            return family(**ranked, **given)
+        except TypeError as error:
+            accepted = ", ".join(name for name in inspect.signature(family).parameters if name != "rank") or "none"
+            raise ValueError(f"factorization_args {given}: {self.factorization} takes {accepted}") from error
+
+    def _arguments(self) -> dict[str, Any]:
+        return self.factorization_args
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `LoraConfig`, under the type that only this package can load."""
+        return {**super().to_dict(), "peft_type": type(self).__name__.removesuffix("Config").upper()}
+
+
+@dataclass
+class SineLoraConfig(FactorizedLoraConfig):
+    """W₀ + s·sin(ω·B·A)/g: sine LoRA, and sine DoRA with `use_dora=True` (arXiv 2403.19243, section 4.4).
+
+    Give it to `peft.get_peft_model`, Hugging Face's `Trainer` or TRL as you would a `LoraConfig`. An adapter starts
+    at B = 0 and so at the base model; near there it is LoRA with lora_alpha multiplied by ω/g. Each entry of the
+    update stays within s/g.
+
+    Args:
+        frequency: ω > 0, or "auto" for 6·√n, where a layer has n inputs (an embedding: n features).
+        gain: g > 0, which divides; None for √n.
+        use_sinelora, sinelora_frequency, sinelora_scaling: names of the proposal to PEFT, as in files written so.
+        freq, s: names of ω and g in the authors' code, as in files written by it.
+
+    Raises:
+        ValueError: ω or g ≤ 0, two values for one of them, or what `FactorizedLoraConfig` refuses.
+    """
+
+    factorization: str | None = field(
+        default="SineLowRank", metadata={"help": "Family of the update.", "is_lora_variant": True}
+    )
+    frequency: float | str = field(default="auto", metadata={"help": 'Frequency ω, or "auto".'})
+    gain: float | None = field(default=None, metadata={"help": "Gain g that divides the sine, or None for √n."})
+    use_sinelora: InitVar[bool | None] = None
+    sinelora_frequency: InitVar[float | None] = None
+    sinelora_scaling: InitVar[float | None] = None
+    freq: InitVar[float | None] = None
+    s: InitVar[float | None] = None
+
+    def __post_init__(
+        self,
+        use_sinelora: bool | None,
+        sinelora_frequency: float | None,
+        sinelora_scaling: float | None,
+        freq: float | None,
+        s: float | None,
+    ) -> None:
+        if use_sinelora is False:
+            raise ValueError("use_sinelora=False is plain LoRA: take peft.LoraConfig")
+        if self.factorization != "SineLowRank":
+            raise ValueError("a SineLoraConfig is a sine: FactorizedLoraConfig takes factorization")
+        self.frequency = _one("frequency", "auto", self.frequency, sinelora_frequency=sinelora_frequency, freq=freq)
+        self.gain = _one("gain", None, self.gain, sinelora_scaling=sinelora_scaling, s=s)
+        super().__post_init__()
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**self.factorization_args, "frequency": self.frequency, "gain": self.gain}
+
+
+def as_lora(config: FactorizedLoraConfig) -> LoraConfig:
+    """The plain `LoraConfig` with which PEFT builds the layers that ours go into."""
+    plain = copy.copy(config)
+    plain.__class__ = LoraConfig
+    return plain
+
+
+def is_product(factorization: Factorization) -> bool:
+    """Whether the factors are U [m, rank] and V [n, rank], which PEFT's own B and Aᵀ can hold."""
+    rank = getattr(factorization, "rank", 0)
+    with torch.device("meta"):
+        factors = factorization.factors(rank + 2, rank + 1)
+    shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
+    return list(shapes.items()) == [("U", (rank + 2, rank)), ("V", (rank + 1, rank))]
+
+
+def _one(name: str, default: Any, value: Any, **others: Any) -> Any:
+    """The one value that was given under any of the names."""
+    given = {key: other for key, other in {name: value, **others}.items() if other not in (None, default)}
+    if len(set(given.values())) > 1:
+        raise ValueError(f"one value, please: {', '.join(f'{key}={other}' for key, other in given.items())}")
+    return next(iter(given.values()), value)
+
+
+def _families(family: type[Factorization] = Factorization) -> Iterator[type[Factorization]]:
+    for child in family.__subclasses__():
+        if not inspect.isabstract(child):
+            yield child
+        yield from _families(child)

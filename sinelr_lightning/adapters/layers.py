@@ -1,0 +1,415 @@
+"""PEFT's own LoRA layers, made to hold factorized adapters beside plain ones.
+
+A matrix here is [m, n] as in `layers`: of a linear layer and a convolution [out, in·k…], of an embedding
+[tokens, features].
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+from peft.tuners import lora
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from peft.tuners.lora.torchao import TorchaoLoraLinear
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import transpose
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
+
+from sinelr_lightning.adapters.config import FactorizedLoraConfig, as_lora, is_product
+from sinelr_lightning.adapters.variant import FactorizedVariant, Factors
+from sinelr_lightning.layers import Factorization
+from sinelr_lightning.layers.factorization import kaiming_factors, product_type, wide
+
+__all__ = ["FactorizedLoraLayer", "adopt", "upgrade"]
+
+
+class FactorizedLoraLayer(LoraLayer):
+    """What all of them share; adapters with a plain `LoraConfig` are PEFT's business as before.
+
+    Where one float adapter alone is active, unmerged and without dropout, the whole weight is formed once and
+    multiplied once; in evaluation without gradients it is kept until a tensor that it is made of changes,
+    `train()` is called or the state is read.
+    """
+
+    training: bool
+    fan_in_fan_out: bool
+    base_layer: Any
+    lora_A: Any
+    lora_B: Any
+    lora_magnitude_vector: Any
+    lora_dropout: Any
+    plain_bases: tuple[type[nn.Module], ...] = ()  # base layers whose weight may be read and multiplied by ourselves
+    along_outputs = 1  # the dimension of a matrix along which one output's entries lie
+    merge_rounding: float | None = None  # largest entry by which a merged weight differs from the exact one
+    _kept: tuple[Any, Tensor] | None = None
+
+    @property
+    def base(self) -> Any:
+        """The frozen layer itself."""
+        return self.get_base_layer()
+
+    # -- what differs by kind of layer -------------------------------------------------------------------------------
+    def matrix_shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        assert self.out_features is not None and self.in_features is not None
+        return self.out_features, self.in_features
+
+    def factors(self, adapter: str) -> tuple[Tensor, ...]:
+        """The adapter's factors in the order in which its factorization takes them."""
+        a, b = self.lora_A[adapter], self.lora_B[adapter]
+        return tuple(a) if isinstance(a, Factors) else (b.weight.flatten(1), a.weight.flatten(1).t())
+
+    def base_matrix(self) -> Tensor:
+        """The frozen weight [m, n], dequantised."""
+        weight = dequantize_module_weight(self.base)
+        return transpose(weight, self.fan_in_fan_out).flatten(1)
+
+    def as_base(self, matrix: Tensor) -> Tensor:
+        """A matrix [m, n] in the layout of the base layer's weight."""
+        return transpose(matrix, self.fan_in_fan_out)
+
+    def multiply(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        """What the base layer would give for x with this matrix [m, n] as its weight."""
+        return F.linear(x, matrix, bias)
+
+    def update(self, adapter: str, x: Tensor) -> Tensor:
+        """The product of x with the adapter's W, unscaled; nothing of size m×n is kept for backward."""
+        bias = getattr(self.lora_B[adapter], "bias", None)
+        return self.formula(adapter).linear(x, bias, *self.factors(adapter))
+
+    # -- of all kinds ------------------------------------------------------------------------------------------------
+    def formula(self, adapter: str) -> Factorization:
+        """The adapter's factorization."""
+        variant = self.lora_variant[adapter]
+        assert isinstance(variant, FactorizedVariant)
+        return variant.factorization
+
+    def ours(self, adapter: str) -> bool:
+        """Whether this layer has the adapter, and it is a factorized one."""
+        return isinstance(self.lora_variant.get(adapter), FactorizedVariant)
+
+    def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
+        """PEFT's choice, with our formula in front of it for our configurations."""
+        if not isinstance(config, FactorizedLoraConfig):
+            return super().resolve_lora_variant(config=config, **kwargs)
+        return FactorizedVariant(config, super().resolve_lora_variant(config=as_lora(config), **kwargs))
+
+    def begin(self, adapter: str, factorization: Factorization, zero: bool) -> None:
+        """Draw what PEFT has not drawn: the factors of a family other than U·Vᵀ, into the place of A and B.
+
+        Raises:
+            ValueError: `lora_bias`, which belongs to B.
+        """
+        if is_product(factorization):
+            return
+        if self.lora_bias[adapter]:
+            raise ValueError(f"lora_bias needs the factors U and V, which a {type(factorization).__name__} has not")
+        like = self.lora_A[adapter].weight
+        with torch.device(like.device):
+            drawn = factorization.factors(*self.matrix_shape(), zero=zero)
+        cast = {k: f.to(like.dtype) if f.is_floating_point() else f for k, f in drawn.items()}
+        self.lora_A[adapter], self.lora_B[adapter] = Factors(cast), nn.Module()
+
+    def whole(self, adapter: str) -> Tensor:
+        """The base matrix with the scaled update in it [m, n], in float32 or wider, before any magnitude."""
+        return self.formula(adapter).adapted(self.base_matrix(), self.scaling[adapter], *self.factors(adapter))
+
+    @torch.no_grad()
+    def norms(self, adapter: str) -> Tensor:
+        """Length of what each output has of the whole weight: its row, or an embedding's column."""
+        return self.whole(adapter).norm(dim=self.along_outputs)
+
+    def stretch(self, adapter: str) -> Tensor:
+        """Magnitude over length for each output, in a shape that multiplies results."""
+        return wide(self.lora_magnitude_vector[adapter].weight).flatten() / self.norms(adapter)
+
+    def without_bias(self, result: Tensor) -> Tensor:
+        """A result of the base layer less its bias."""
+        bias = getattr(self.base, "bias", None)
+        return result if bias is None else result - bias
+
+    def base_product(self, x: Tensor) -> Tensor:
+        """The base layer's product with x, without bias."""
+        return self.multiply(x, self.base_matrix().to(x.dtype), None)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The scaled update in the layout of the base layer's weight; in float32 or wider for our adapters."""
+        if not self.ours(adapter):
+            return super().get_delta_weight(adapter)  # ty: ignore[missing-attribute]
+        return self.as_base(self.formula(adapter).weight(*self.factors(adapter)) * self.scaling[adapter])
+
+    # -- one product -------------------------------------------------------------------------------------------------
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        adapter = None if args or kwargs else self._only_adapter()
+        if adapter is None:
+            return super().forward(x, *args, **kwargs)  # ty: ignore[missing-attribute]
+        x = x.to(product_type(x))
+        bias, magnitude = self._bias(adapter), self._magnitude(adapter)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._once(adapter, x, bias, magnitude)
+        return self.multiply(x, self._served(adapter, x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
+        return self.formula(adapter).adapted_linear(
+            x, self.base_matrix(), bias, self.scaling[adapter], *self.factors(adapter), magnitude=magnitude
+        )
+
+    def _only_adapter(self) -> str | None:
+        """The adapter, if one product with one float weight is all there is to do."""
+        base = self.base_layer
+        if type(base) not in self.plain_bases or self.disable_adapters or self.merged:
+            return None
+        if base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base):  # someone waits for its call
+            return None
+        active = [name for name in self.active_adapters if name in self.lora_dropout]
+        if len(active) != 1 or not self.ours(active[0]):
+            return None
+        idle = not self.training or isinstance(self.lora_dropout[active[0]], nn.Identity)
+        plain = base.weight.is_floating_point() and type(base.weight) in (Tensor, nn.Parameter)
+        return active[0] if idle and plain else None
+
+    def _magnitude(self, adapter: str) -> Tensor | None:
+        """The learnt magnitude [m] of a DoRA adapter."""
+        return self.lora_magnitude_vector[adapter].weight.flatten() if self.use_dora[adapter] else None
+
+    def _bias(self, adapter: str) -> Tensor | None:
+        own = getattr(self.lora_B[adapter], "bias", None)
+        base = getattr(self.base_layer, "bias", None)
+        if own is None:
+            return base
+        return own * self.scaling[adapter] if base is None else base + own * self.scaling[adapter]
+
+    def _served(self, adapter: str, dtype: torch.dtype) -> Tensor:
+        """The whole weight as a constant, formed again when a tensor that it is made of has changed."""
+        scale, magnitude = self.scaling[adapter], self._magnitude(adapter)
+        sources = [self.base_layer.weight, *self.lora_A[adapter].parameters(), *self.lora_B[adapter].parameters()]
+        sources += [] if magnitude is None else [magnitude]
+        key: Any = None
+        if not isinstance(scale, Tensor) and not any(source.is_inference() for source in sources):
+            key = (adapter, scale, dtype, *((source.data_ptr(), source._version) for source in sources))
+            if self._kept is not None and self._kept[0] == key:
+                return self._kept[1]
+        weight = self.exact(adapter).to(dtype)
+        self._kept = None if key is None else (key, weight)
+        return weight
+
+    def train(self, mode: bool = True) -> Any:
+        """As always; a kept weight is dropped."""
+        self._kept = None
+        return super().train(mode)  # ty: ignore[missing-attribute]
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        # Who takes the state may write through it unseen: PEFT's hotswap does.
+        self._kept = None
+        super()._save_to_state_dict(*args)  # ty: ignore[missing-attribute]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+    # -- merging -----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def exact(self, adapter: str) -> Tensor:
+        """The whole weight [m, n] with its magnitude, in float32 or wider: what merging rounds."""
+        matrix = self.whole(adapter)
+        return (
+            matrix * self.stretch(adapter).flatten().unsqueeze(self.along_outputs)
+            if self.use_dora[adapter]
+            else matrix
+        )
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As PEFT does; for one adapter of ours, merged alone, `merge_rounding` tells what rounding cost."""
+        self._kept = self.merge_rounding = None
+        names = [name for name in adapter_names or self.active_adapters if name in self.lora_variant]
+        exact = self.exact(names[0]) if len(names) == 1 and self.ours(names[0]) and not self.merged else None
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        if exact is not None:
+            self.merge_rounding = float((exact - self.base_matrix()).abs().max())
+
+
+class FactorizedLoraLinear(FactorizedLoraLayer, lora.Linear):
+    """`nn.Linear` and GPT-2's `Conv1D`, whose weight is transposed."""
+
+    plain_bases = (nn.Linear, Conv1D)
+
+
+class FactorizedLoraTorchao(FactorizedLoraLayer, TorchaoLoraLinear):
+    """torchao's quantised linear layers."""
+
+
+class FactorizedLoraEmbedding(FactorizedLoraLayer, lora.Embedding):
+    """`nn.Embedding`: only the rows that are looked up are formed."""
+
+    along_outputs = 0
+
+    def matrix_shape(self) -> tuple[int, int]:
+        """(tokens, features)."""
+        return super().matrix_shape()[::-1]
+
+    def factors(self, adapter: str) -> tuple[Tensor, ...]:
+        if adapter in self.lora_A:
+            return super().factors(adapter)
+        return self.lora_embedding_A[adapter].t(), self.lora_embedding_B[adapter]
+
+    def begin(self, adapter: str, factorization: Factorization, zero: bool) -> None:
+        """Draw factors as the formula wants them: with PEFT's own, of size 1, a step would be turns of a sine."""
+        if not is_product(factorization):
+            raise ValueError(f"an embedding takes factors U, V alone, which a {type(factorization).__name__} has not")
+        u, v = kaiming_factors(*self.matrix_shape(), self.r[adapter])
+        with torch.no_grad():
+            self.lora_embedding_A[adapter].copy_(torch.zeros_like(u.t()) if zero else u.t())
+            self.lora_embedding_B[adapter].copy_(v)
+
+    def as_base(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def base_matrix(self) -> Tensor:
+        return self.base.weight
+
+    @torch.no_grad()
+    def norms(self, adapter: str) -> Tensor:
+        """Length [n] of each feature's column: a feature is what an embedding puts out."""
+        return self.whole(adapter).norm(dim=0)
+
+    def update(self, adapter: str, x: Tensor) -> Tensor:
+        u, v = self.factors(adapter)
+        rows = self._embed(x, u)
+        scale = self._get_embed_scale()  # Gemma's embeddings multiply what they look up
+        update = self.formula(adapter).weight(rows.flatten(0, -2), v).reshape(*rows.shape[:-1], -1).to(rows.dtype)
+        return update if scale is None else update * scale.to(update.dtype)
+
+    def without_bias(self, result: Tensor) -> Tensor:
+        return result
+
+    def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
+        """PEFT's own knows no variants of an embedding: rows of our adapters are added to its result."""
+        foreign = ["__base__" if self.ours(name) else name for name in adapter_names]
+        result = super()._mixed_batch_forward(x, *args, adapter_names=foreign, **kwargs)
+        for adapter in {name for name in adapter_names if self.ours(name)}:
+            chosen = [number for number, name in enumerate(adapter_names) if name == adapter]
+            result[chosen] += (self.update(adapter, x[chosen]) * self.scaling[adapter]).to(result.dtype)
+        return result
+
+
+class _FactorizedLoraConv(FactorizedLoraLayer):
+    """Convolutions of one group."""
+
+    fan_in_fan_out = False
+
+    def matrix_shape(self) -> tuple[int, int]:
+        """(out, in·k…)."""
+        shape = self.base.weight.shape
+        return shape[0], math.prod(shape[1:])
+
+    def as_base(self, matrix: Tensor) -> Tensor:
+        return matrix.reshape(self.base.weight.shape)
+
+    def multiply(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        return self.base._conv_forward(x, self.as_base(matrix), bias)
+
+    def update(self, adapter: str, x: Tensor) -> Tensor:
+        bias = getattr(self.lora_B[adapter], "bias", None)
+        return self._checkpointed(lambda x, *f: self.formula(adapter).formed(x, *f), x, bias, *self.factors(adapter))
+
+    def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
+        scale = self.scaling[adapter]
+
+        def form(x: Tensor, base: Tensor, magnitude: Tensor | None, *factors: Tensor) -> Tensor:
+            return self.formula(adapter).adapted(base, scale, *factors, magnitude=magnitude).to(x.dtype)
+
+        return self._checkpointed(form, x, bias, self.base_matrix(), magnitude, *self.factors(adapter))
+
+    def _checkpointed(
+        self, form: Callable[..., Tensor], x: Tensor, bias: Tensor | None, *arguments: Tensor | None
+    ) -> Tensor:
+        """Convolve with the matrix that `form(x, *arguments)` makes, here and once more in backward."""
+
+        def run(x: Tensor, bias: Tensor | None, *arguments: Tensor | None) -> Tensor:
+            return self.multiply(x, form(x, *arguments), None if bias is None else bias.to(x.dtype))
+
+        if torch.is_grad_enabled():
+            return checkpoint(run, x, bias, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return run(x, bias, *arguments)
+
+    def stretch(self, adapter: str) -> Tensor:
+        return super().stretch(adapter).reshape(-1, *[1] * (self.base.weight.dim() - 2))
+
+    def without_bias(self, result: Tensor) -> Tensor:
+        bias = self.base.bias
+        return result if bias is None else result - bias.reshape(-1, *[1] * (self.base.weight.dim() - 2))
+
+
+class FactorizedLoraConv1d(_FactorizedLoraConv, lora.layer.Conv1d):
+    """`nn.Conv1d`."""
+
+    plain_bases = (nn.Conv1d,)
+
+
+class FactorizedLoraConv2d(_FactorizedLoraConv, lora.layer.Conv2d):
+    """`nn.Conv2d`."""
+
+    plain_bases = (nn.Conv2d,)
+
+
+class FactorizedLoraConv3d(_FactorizedLoraConv, lora.layer.Conv3d):
+    """`nn.Conv3d`."""
+
+    plain_bases = (nn.Conv3d,)
+
+
+UPGRADES: dict[type, type[FactorizedLoraLayer]] = {
+    lora.Linear: FactorizedLoraLinear,
+    TorchaoLoraLinear: FactorizedLoraTorchao,
+    lora.Embedding: FactorizedLoraEmbedding,
+    lora.layer.Conv1d: FactorizedLoraConv1d,
+    lora.layer.Conv2d: FactorizedLoraConv2d,
+    lora.layer.Conv3d: FactorizedLoraConv3d,
+}
+
+if is_bnb_available():
+
+    class FactorizedLora8bit(FactorizedLoraLayer, lora.Linear8bitLt):
+        """Linear layers of bitsandbytes in 8 bits."""
+
+    UPGRADES[lora.Linear8bitLt] = FactorizedLora8bit
+
+if is_bnb_4bit_available():
+
+    class FactorizedLora4bit(FactorizedLoraLayer, lora.Linear4bit):
+        """Linear layers of bitsandbytes in 4 bits."""
+
+    UPGRADES[lora.Linear4bit] = FactorizedLora4bit
+
+
+def upgrade(layer: Any, name: str) -> Any:
+    """A LoRA layer of PEFT's as one that can hold our adapters too, with all that it holds; it takes its place.
+
+    Raises:
+        ValueError: PEFT has such a layer, we do not; or a convolution has groups.
+    """
+    if isinstance(layer, FactorizedLoraLayer):
+        return layer
+    if type(layer) not in UPGRADES:
+        known = ", ".join(kind.__name__ for kind in UPGRADES)
+        raise ValueError(f"{name}: a {type(layer).__name__} takes no factorized adapter; layers that do: {known}")
+    groups = getattr(layer.get_base_layer(), "groups", 1)
+    if groups > 1:
+        raise ValueError(f"{name}: a convolution of {groups} groups takes no factorized adapter")
+    kind = UPGRADES[type(layer)]
+    upgraded = kind.__new__(kind)
+    vars(upgraded).update(vars(layer))
+    return upgraded
+
+
+def adopt(layer: FactorizedLoraLayer, adapter: str, config: FactorizedLoraConfig) -> None:
+    """Turn the plain adapter that PEFT has just made in this layer into the one that `config` asks for."""
+    variant = layer.resolve_lora_variant(config=config)
+    assert isinstance(variant, FactorizedVariant)
+    layer.lora_variant[adapter], layer.use_dora[adapter] = variant, config.use_dora
+    variant.init(layer, adapter_name=adapter)
+    layer.set_adapter(layer.active_adapters, inference_mode=config.inference_mode)

@@ -1,0 +1,173 @@
+"""A frozen weight with a sine on top, y = x·(W₀ + s·sin(ω·U·Vᵀ)/g)ᵀ + bias: formed once, multiplied once.
+
+With T = ω·U·Vᵀ and G = ∂L/∂W of the whole weight:  ∂L/∂U = (s·ω/g)·(G ∘ cos T)·V,  ∂L/∂V = (s·ω/g)·(G ∘ cos T)ᵀ·U.
+
+With magnitudes m each row of the whole weight is brought to its length, W = (m/‖·‖) ∘ (W₀ + …), and the norm counts
+as a constant in backward (DoRA, arXiv 2402.09353, section 4.3).
+
+Between forward and backward only x, U, V, W₀ and the norms are kept: nothing of the size of W₀, which lives anyway.
+The sum is taken in float32 or wider and rounded once, to the type of the product, as a merged weight is.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
+
+__all__ = ["adapted_sine_linear", "rows_of_length"]
+
+
+def rows_of_length(weight: Tensor, magnitude: Tensor | None) -> Tensor:
+    """The weight [m, n] with each row brought to length `magnitude` [m], the norms constants in backward."""
+    if magnitude is None:
+        return weight
+    return weight * (wide(magnitude) / weight.detach().norm(dim=1))[:, None]
+
+
+def adapted_sine_linear(
+    x: Tensor,
+    base: Tensor,
+    bias: Tensor | None,
+    scale: float | Tensor,
+    u: Tensor,
+    v: Tensor,
+    omega: float,
+    gain: float,
+    magnitude: Tensor | None = None,
+) -> Tensor:
+    """x·(base + scale·sin(ω·u·vᵀ)/g)ᵀ + bias, its rows brought to length `magnitude` where that is given.
+
+    Args:
+        x: [..., n]; under autocast it is taken in the autocast type, unless it is float64.
+        base: W₀ [m, n]; a gradient is made for it only if it requires one.
+        bias: [m] or None.
+        scale: s, a number or a tensor of one element, which gets no gradient.
+        u, v: factors [m, r] and [n, r].
+        omega, gain: ω and g.
+        magnitude: [m] or None.
+
+    Returns:
+        [..., m] in the type of x. Gradients of gradients are right as well.
+    """
+    x = x.to(product_type(x))
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling():  # the compiler fuses it, and chooses what it keeps
+        with without_autocast(x):
+            weight = rows_of_length(wide(base) + _delta(u, v, scale, omega, gain), magnitude)
+            y = F.linear(rows, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    else:
+        y = _Adapted.apply(rows, base, u, v, bias, magnitude, scale, omega, gain)
+    return y.reshape(*x.shape[:-1], u.shape[0])
+
+
+def _delta(u: Tensor, v: Tensor, scale: float | Tensor, omega: float, gain: float) -> Tensor:
+    return torch.sin((wide(u) * omega) @ wide(v).t()) * (scale / gain)
+
+
+class _Adapted(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        base: Tensor,
+        u: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        magnitude: Tensor | None,
+        scale: float | Tensor,
+        omega: float,
+        gain: float,
+    ) -> Tensor:
+        with without_autocast(x):
+            weight = ((wide(u) * omega) @ wide(v).t()).sin_().mul_(scale / gain).add_(base)
+            norm = None
+            if magnitude is not None:
+                norm = weight.norm(dim=1)
+                weight.mul_((wide(magnitude) / norm)[:, None])
+            weight = weight.to(x.dtype)
+            ctx.save_for_backward(x, base, u, v, magnitude, norm)
+            ctx.constants, ctx.bias_dtype = (scale, omega, gain), None if bias is None else bias.dtype
+            return x @ weight.t() if bias is None else torch.addmm(bias.to(x.dtype), x, weight.t())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        with without_autocast(grad):
+            make = _graph_gradients if torch.is_grad_enabled() else _gradients  # the former for create_graph=True
+            grads = make(grad, *ctx.saved_tensors, *ctx.constants, needs)
+            grad_bias = grad.sum(0).to(ctx.bias_dtype) if needs[4] else None
+        grad_x, grad_base, grad_u, grad_v, grad_magnitude = grads
+        return grad_x, grad_base, grad_u, grad_v, grad_bias, grad_magnitude, None, None, None
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    base: Tensor,
+    u: Tensor,
+    v: Tensor,
+    magnitude: Tensor | None,
+    norm: Tensor | None,
+    scale: float | Tensor,
+    omega: float,
+    gain: float,
+    needs: tuple[bool, ...],
+) -> Gradients:
+    """Gradients of x, base, u, v and magnitude; what is formed is dropped as soon as it was used."""
+    needs_x, needs_base, needs_u, needs_v, _, needs_magnitude = needs[:6]
+    phase = (wide(u) * omega) @ wide(v).t()
+    stretch = None if magnitude is None or norm is None else (wide(magnitude) / norm)[:, None]
+    grad_x = grad_base = grad_u = grad_v = grad_magnitude = grad_weight = None
+    if needs_base or needs_u or needs_v or needs_magnitude:
+        grad_weight = wide(grad.t() @ x)
+    if needs_x or needs_magnitude:
+        weight = phase.sin().mul_(scale / gain).add_(base)
+        if needs_magnitude and grad_weight is not None and norm is not None and magnitude is not None:
+            grad_magnitude = ((grad_weight * weight).sum(1) / norm).to(magnitude.dtype)
+        if needs_x:
+            grad_x = grad @ (weight if stretch is None else weight.mul_(stretch)).to(x.dtype)
+        del weight
+    if grad_weight is None:
+        return grad_x, None, None, None, None
+    if stretch is not None:
+        grad_weight = grad_weight.mul_(stretch)
+    if needs_base:
+        grad_base = grad_weight.to(base.dtype)
+    if needs_u or needs_v:
+        slope = phase.cos_().mul_(grad_weight)
+        grad_u = (slope @ wide(v)).mul_(scale * omega / gain).to(u.dtype)
+        grad_v = (slope.t() @ wide(u)).mul_(scale * omega / gain).to(v.dtype)
+    return grad_x, grad_base, grad_u, grad_v, grad_magnitude
+
+
+def _graph_gradients(
+    grad: Tensor,
+    x: Tensor,
+    base: Tensor,
+    u: Tensor,
+    v: Tensor,
+    magnitude: Tensor | None,
+    norm: Tensor | None,
+    scale: float | Tensor,
+    omega: float,
+    gain: float,
+    needs: tuple[bool, ...],
+) -> Gradients:
+    """The same by ordinary operations, so that autograd can differentiate them once more."""
+    phase = (wide(u) * omega) @ wide(v).t()
+    weight = wide(base) + phase.sin() * (scale / gain)
+    grad_weight = wide(grad.t() @ x)
+    grad_magnitude = None
+    if magnitude is not None and norm is not None:
+        grad_magnitude = ((grad_weight * weight).sum(1) / norm).to(magnitude.dtype)
+        stretch = (wide(magnitude) / norm)[:, None]
+        weight, grad_weight = weight * stretch, grad_weight * stretch
+    slope = phase.cos() * grad_weight * (scale * omega / gain)
+    grad_u, grad_v = (slope @ wide(v)).to(u.dtype), (slope.t() @ wide(u)).to(v.dtype)
+    return grad @ weight.to(x.dtype), grad_weight.to(base.dtype), grad_u, grad_v, grad_magnitude
