@@ -29,9 +29,13 @@ VERBS: dict[str, tuple[str, str]] = {
         "sinelr_lightning.commands.mesh:mesh",
         "Extract the surface of an occupancy checkpoint as a mesh, with a picture of it.",
     ),
+    "generate": (
+        "sinelr_lightning.commands.generate:generate",
+        "Write text with a language model and its adapter.",
+    ),
     "export": (
         "sinelr_lightning.commands.export:export",
-        "Write the network of a checkpoint as ONNX, as a torch.export program or as plain tensors.",
+        "Write the network of a checkpoint as ONNX, a torch.export program or tensors; an adapter as a folder.",
     ),
 }
 

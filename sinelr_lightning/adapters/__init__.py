@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from peft import LoraConfig, PeftType
+from peft import PeftType
+from peft.config import PeftConfigMixin
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 
@@ -26,5 +27,6 @@ def _sine_if_the_file_says_so(**fields: Any) -> dict[str, Any]:
 PEFT_TYPE_TO_CONFIG_MAPPING["SINELORA"] = SineLoraConfig  # ty: ignore[invalid-assignment]
 PEFT_TYPE_TO_CONFIG_MAPPING["FACTORIZEDLORA"] = FactorizedLoraConfig  # ty: ignore[invalid-assignment]
 PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LORA] = FactorizedLoraModel
-LoraConfig.check_kwargs = staticmethod(_sine_if_the_file_says_so)  # ty: ignore[invalid-assignment]
+# Of all configurations: Transformers reads a file as a `PeftConfig`, before it knows the type.
+PeftConfigMixin.check_kwargs = staticmethod(_sine_if_the_file_says_so)  # ty: ignore[invalid-assignment]
 CONFIG_KEYS_TO_CHECK[PeftType.LORA] += ["factorization", "factorization_args", "frequency", "gain"]

@@ -18,8 +18,7 @@ from rich.console import Console
 import sinelr_lightning
 from sinelr_lightning.callbacks.folder import run_folder
 from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import summarize
-from sinelr_lightning.tasks.base import Task
+from sinelr_lightning.tasks.base import Task, size_figures, size_words
 
 __all__ = ["Report"]
 
@@ -137,13 +136,8 @@ class Report(L.Callback):
             return
         path = run_folder(trainer) / "metrics.json"
         metrics = _read(path)
-        size = summarize(pl_module)
         metrics[command] = figures
-        metrics["model"] = {
-            "parameters": size.parameters,
-            "dense_parameters": size.dense_parameters,
-            "compression": size.compression,
-        }
+        metrics["model"] = pl_module.size() if isinstance(pl_module, Task) else size_figures(pl_module)
         metrics["protocol"] = {
             "task": type(pl_module).__name__,
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
@@ -164,8 +158,7 @@ class Report(L.Callback):
 
 
 def _size_line(pl_module: L.LightningModule) -> str:
-    size = summarize(pl_module)
-    return f"{size.parameters:,} parameters, {size.compression:.2%} of the dense model's {size.dense_parameters:,}"
+    return pl_module.size_line() if isinstance(pl_module, Task) else size_words(pl_module)
 
 
 def _figures(trainer: L.Trainer, prefix: str) -> dict[str, float]:

@@ -13,6 +13,8 @@ from sinelr_lightning.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sinelr_lightning.tasks.base import Task
+
 __all__ = ["export"]
 
 ROWS = 7  # of the example, at which the file is compared with the network
@@ -21,14 +23,23 @@ LARGEST_DIFFERENCE = 1e-3  # over the largest output
 
 def export(
     ckpt_path: str = "last",
-    out: str = "model.onnx",
+    out: str | None = None,
     form: Literal["compact", "dense", "thin"] = "compact",
     tolerance: float = 1e-4,
     device: str = "cpu",
+    format: Literal["adapter", "merged", "lora"] | None = None,
+    rank: int | None = None,
+    energy: float = 0.9,
 ) -> None:
     """Write the network of a checkpoint to a file that is used without this package.
 
-    The suffix of `out` names the format:
+    Of a language model's adapter, --format names the kind of folder:
+
+    - `adapter`: for PEFT, `PeftModel.from_pretrained(base, folder)` after `import sinelr_lightning`.
+    - `merged`: a whole model, without adapters, for transformers and all that read its folders.
+    - `lora`: the nearest plain LoRA of rank --rank, by a truncated SVD of the update, for tools that know LoRA alone.
+
+    Of all others, the suffix of `out` names the format:
 
     - `.pt2`: a program, `torch.export.load(out).module()`; metadata in its extra file `metadata.json`.
     - `.onnx`: a graph from `input` to `output`, for ONNX Runtime and others; metadata in its properties.
@@ -45,10 +56,13 @@ def export(
 
     Args:
         ckpt_path: A checkpoint, a run folder, or last or best for the newest run.
-        out: File to write: .pt2, .onnx or .safetensors.
+        out: File to write: .pt2, .onnx (model.onnx) or .safetensors; of an adapter the folder (called like --format).
         form: compact keeps factors and formula, dense has full weights, thin two thin layers where these are smaller.
         tolerance: Largest relative error of a weight in the thin form.
         device: Where to run the network, and where a .pt2 will run: cpu, cuda, cuda:1 …
+        format: Of a language model's adapter: adapter, merged or lora.
+        rank: Of a plain LoRA; four times the adapter's by default.
+        energy: Smallest share of the update's squared norm that a plain LoRA must keep.
     """
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise UserError(f"tolerance must be a positive number, got {tolerance}")
@@ -57,9 +71,12 @@ def export(
     from sinelr_lightning.layers import fold
     from sinelr_lightning.runs import load_checkpoint, load_task, resolve_checkpoint
 
-    path = Path(out)
-    written_as = format_of(path)
     checkpoint = resolve_checkpoint(ckpt_path)
+    if format is not None:
+        _export_adapter(load_task(checkpoint), out, format, rank, energy)
+        return
+    path = Path(out or "model.onnx")
+    written_as = format_of(path)
     task = load_task(checkpoint).to(usable_device(device))
     parts = task.export_parts()
     network = copy.deepcopy(parts.network).requires_grad_(False)
@@ -84,6 +101,21 @@ def export(
         f"{path}: {form}, {len(content) / 1000:,.1f} kB, {facts['parameters']:,} parameters, {facts['weights']}; "
         f"read back, its output, up to {largest:.2g}, differs from the network's by at most {difference:.1e}\n"
     )
+
+
+def _export_adapter(
+    task: "Task", out: str | None, format: Literal["adapter", "merged", "lora"], rank: int | None, energy: float
+) -> None:
+    from sinelr_lightning.commands.export_adapter import export_adapter
+    from sinelr_lightning.tasks.adapted import AdaptedTask
+
+    if not isinstance(task, AdaptedTask):
+        raise UserError(f"--format is for the adapter of a language model, a {type(task).__name__} has none")
+    if rank is not None and rank < 1:
+        raise UserError(f"rank must be at least 1, got {rank}")
+    if not 0 <= energy <= 1:
+        raise UserError(f"energy must be a share between 0 and 1, got {energy}")
+    export_adapter(task, Path(out or format), format, rank, energy)
 
 
 def _which_weights(checkpoint: dict[str, Any]) -> str:

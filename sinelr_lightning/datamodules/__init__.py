@@ -1,7 +1,17 @@
 """What the tasks train on: LightningDataModules and the readers of file formats below them."""
 
 from sinelr_lightning.datamodules.classification import DigitsData, ImageFolderData, TorchvisionData
+from sinelr_lightning.datamodules.language import LanguageData
 from sinelr_lightning.datamodules.nerf import NeRFData
 from sinelr_lightning.datamodules.occupancy import OccupancyData
+from sinelr_lightning.datamodules.sentences import SentenceData
 
-__all__ = ["DigitsData", "ImageFolderData", "NeRFData", "OccupancyData", "TorchvisionData"]
+__all__ = [
+    "DigitsData",
+    "ImageFolderData",
+    "LanguageData",
+    "NeRFData",
+    "OccupancyData",
+    "SentenceData",
+    "TorchvisionData",
+]

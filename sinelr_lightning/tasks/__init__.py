@@ -2,8 +2,10 @@
 
 from sinelr_lightning.tasks.base import Task
 from sinelr_lightning.tasks.classification import ClassificationTask
+from sinelr_lightning.tasks.language import LanguageTask
 from sinelr_lightning.tasks.nerf import NeRFTask
 from sinelr_lightning.tasks.occupancy import OccupancyTask
 from sinelr_lightning.tasks.schedule import Schedule
+from sinelr_lightning.tasks.sentence import SentenceTask
 
-__all__ = ["ClassificationTask", "NeRFTask", "OccupancyTask", "Schedule", "Task"]
+__all__ = ["ClassificationTask", "LanguageTask", "NeRFTask", "OccupancyTask", "Schedule", "SentenceTask", "Task"]

@@ -20,7 +20,7 @@ from sinelr_lightning.layers import parameter_groups, summarize
 from sinelr_lightning.tasks.arguments import class_path, differing, kinds, plain
 from sinelr_lightning.tasks.schedule import Schedule
 
-__all__ = ["ExportParts", "Task"]
+__all__ = ["ExportParts", "Task", "size_figures", "size_words"]
 
 Data = TypeVar("Data", bound=L.LightningDataModule)
 Part = TypeVar("Part")
@@ -94,6 +94,14 @@ class Task(L.LightningModule):
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that show the result of the run in folder `run`, printed at its end."""
         return []
+
+    def size(self) -> dict[str, float]:
+        """Figures of the model's size, for the logger and metrics.json."""
+        return size_figures(self)
+
+    def size_line(self) -> str:
+        """The same in words."""
+        return size_words(self)
 
     def export_parts(self) -> ExportParts:
         """Give the network that `sinelr export` writes, an input for it, and what its user must know.
@@ -175,15 +183,7 @@ class Task(L.LightningModule):
     def on_fit_start(self) -> None:
         """Log the size of the model once."""
         if self.global_step == 0 and self.logger is not None:
-            size = summarize(self)
-            self.logger.log_metrics(
-                {
-                    "parameters": size.parameters,
-                    "dense_parameters": size.dense_parameters,
-                    "compression": size.compression,
-                },
-                step=0,
-            )
+            self.logger.log_metrics(self.size(), step=0)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the loss that `training_step` returned, and the learning rate that the next step takes."""
@@ -261,6 +261,22 @@ class Task(L.LightningModule):
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             settings = differing(stored, dict(self.hparams))
             raise UserError(f"the checkpoint is of another architecture: {shapes}{more}{settings}")
+
+
+def size_figures(model: nn.Module) -> dict[str, float]:
+    """Count parameters beside those of the same model with dense weights."""
+    size = summarize(model)
+    return {
+        "parameters": size.parameters,
+        "dense_parameters": size.dense_parameters,
+        "compression": size.compression,
+    }
+
+
+def size_words(model: nn.Module) -> str:
+    """Say the same: `19,109 parameters, 14.95% of the dense model's 127,812`."""
+    size = summarize(model)
+    return f"{size.parameters:,} parameters, {size.compression:.2%} of the dense model's {size.dense_parameters:,}"
 
 
 def mean_scores(samples: dict[int, dict[str, float]]) -> dict[str, float]:

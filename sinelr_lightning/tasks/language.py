@@ -1,0 +1,137 @@
+"""Language models: training on text and on answers, perplexity, and the choice among given answers."""
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinelr_lightning.datamodules.language import LanguageData
+from sinelr_lightning.datamodules.text_records import Record
+from sinelr_lightning.datamodules.tokenization import UNTRAINED, Form, bos_before_text, prompt_text
+from sinelr_lightning.errors import UserError
+from sinelr_lightning.tasks.adapted import AdaptedTask
+
+__all__ = ["LanguageTask"]
+
+
+class LanguageTask(AdaptedTask):
+    """Fine-tunes a causal language model by an adapter; the loss is over the tokens that the data marks.
+
+    Figures are `loss` (nats a marked token), `ppl` (its exponential) and, where the data has answers to choose from,
+    `acc`: the share of samples whose right answer has the largest log-likelihood, summed over its tokens.
+
+    Arguments are those of `AdaptedTask`.
+    """
+
+    model_class: ClassVar[str] = "AutoModelForCausalLM"
+    task_type: ClassVar[str] = "CAUSAL_LM"
+
+    def __init__(self, **adapted: Any) -> None:
+        super().__init__(**adapted)
+        self.form: Form = "text"
+
+    def setup(self, stage: str) -> None:
+        """Have the data cut into tokens, and note in which form it puts what is asked."""
+        data = self.data(LanguageData)
+        data.use_tokenizer(self.tokenizer)
+        self.form = data.form
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the form of what is asked."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["form"] = self.form
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the form back."""
+        super().on_load_checkpoint(checkpoint)
+        self.form = checkpoint["form"]
+
+    def prompt(self, text: str) -> Tensor:
+        """Tokens [1, T] of what the model reads when it is asked `text`, in the form of the data it trained on."""
+        before = [] if self.form == "chat" else bos_before_text(self.tokenizer)  # a chat template writes its own
+        if self.form != "text":
+            text = prompt_text(self.tokenizer, self.form, Record("the prompt", output="", instruction=text))
+        return torch.tensor([before + self.tokenizer(text, add_special_tokens=False)["input_ids"]])
+
+    # -- training and evaluation -------------------------------------------------------------------------------------
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss of each marked token, in nats [K], and which are marked: bool [B, T − 1], from the second token on."""
+        labels = batch["labels"][:, 1:]
+        marked = labels != UNTRAINED
+        output = self.network(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=self._attention(batch["segments"]),
+            use_cache=False,
+        )
+        logits = output.logits[:, :-1][marked]  # no softmax where nothing is trained
+        return F.cross_entropy(logits.float(), labels[marked], reduction="none"), marked
+
+    def _attention(self, segments: Tensor) -> Tensor | None:
+        """Who sees whom: tokens of the same segment that stand before, as the model's attention takes it.
+
+        Whole rows of one segment need no mask, padding one [B, T], and several segments one [B, 1, T, T].
+        """
+        kind = getattr(self.network.config, "_attn_implementation", "sdpa")
+        if bool((segments == segments[:, :1]).all()) or kind.startswith("flash"):  # flash looks at the positions
+            return None
+        if int(segments.max()) <= 1:
+            return (segments > 0).long()
+        same = segments[:, None, :, None] == segments[:, None, None, :]
+        seen = same.tril()  # padding sees padding: a row that sees nothing would be no number
+        if kind == "sdpa":
+            return seen
+        dtype = self.network.dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss over the marked tokens of the batch."""
+        return self(batch)[0].mean()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score the samples of one batch."""
+        self._score_samples(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score the samples of one batch."""
+        self._score_samples(batch, "test")
+
+    def _score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
+        losses, marked = self(batch)
+        rows = marked.nonzero()[:, 0]
+        sums = torch.zeros(len(marked), dtype=torch.float64, device=losses.device).index_add(0, rows, losses.double())
+        table = torch.stack([batch["indices"], batch["choice"], batch["answer"], marked.sum(1)], 1).tolist()
+        samples: dict[int, list[tuple[int, int, int, float]]] = {}
+        for (number, choice, answer, tokens), loss in zip(table, sums.tolist(), strict=True):
+            samples.setdefault(number, []).append((choice, answer, tokens, loss))
+        for number, choices in samples.items():
+            best = min(choices, key=lambda row: row[3])
+            _, answer, tokens, loss = next(row for row in choices if row[0] == row[1])
+            right = {"correct": float(best[0] == answer)} if answer >= 0 else {}
+            self.score(stage, number, loss=loss, tokens=tokens, **right)
+
+    def combine(self, samples: dict[int, dict[str, float]]) -> dict[str, float]:
+        """Loss a token, perplexity, and accuracy of the choices, over all samples, each counted once."""
+        if not samples:
+            raise UserError("the evaluation has no sample")
+        loss = math.fsum(s["loss"] for s in samples.values()) / math.fsum(s["tokens"] for s in samples.values())
+        correct = [s["correct"] for s in samples.values() if "correct" in s]
+        accuracy = {"acc": math.fsum(correct) / len(correct)} if correct else {}
+        return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), **accuracy}
+
+    def details(self, stage: str) -> dict[str, Any]:
+        """The number of samples and of the tokens that count."""
+        samples = self.scores.get(stage, {})
+        return {"samples": len(samples), "tokens": int(sum(s["tokens"] for s in samples.values()))}
+
+    # -- what is said about the run ----------------------------------------------------------------------------------
+    def protocol(self) -> dict[str, Any]:
+        """The base, and how the data were read."""
+        return {**super().protocol(), **self.data(LanguageData).protocol()}
+
+    def closing_lines(self, run: Path) -> list[str]:
+        """Commands that use the adapter."""
+        return [f'sinelr generate --ckpt_path {run} --prompt "…"', *super().closing_lines(run)]

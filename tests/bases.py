@@ -1,0 +1,44 @@
+"""Tiny pretrained models as folders, for the tasks on language models."""
+
+import torch
+from tokens import CHATML, byte_level, paired
+
+
+def write_llama(folder, seed=0, tie=False, chat=True, **sizes):
+    """A random Llama of two blocks with a byte-level tokenizer; returns the folder's name."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_level(CHATML if chat else None)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, **sizes}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tie,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_bert(folder, seed=0):
+    """A random BERT of two blocks with a tokenizer of pairs; returns the folder's name."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = paired()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

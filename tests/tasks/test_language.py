@@ -1,0 +1,229 @@
+"""The tasks on language models: what is trained, scored, stored and refused, on tiny random models."""
+
+import json
+import math
+
+import pytest
+import torch
+from bases import write_bert, write_llama
+from toy import quiet_trainer
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+from sinelr_lightning.datamodules import LanguageData, SentenceData
+from sinelr_lightning.errors import UserError
+from sinelr_lightning.layers import Dense, LowRank, SineLowRank
+from sinelr_lightning.tasks import LanguageTask, SentenceTask
+
+ADAM = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
+SINE = SineLowRank(rank=2)
+QUESTIONS = [
+    {"instruction": f"Is {number} even?\n\nAnswer format: true/false", "output": f"the correct answer is {answer}",
+     "answer": answer}
+    for number, answer in ((n, "true" if n % 2 == 0 else "false") for n in range(24))
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("questions") / "even.json"
+    path.write_text(json.dumps(QUESTIONS))
+    return str(path)
+
+
+def data(path=None, **options):
+    return LanguageData(path, **{"max_length": 96, "batch_size": 4, "epoch_steps": 5, **options})
+
+
+def trained(task, datamodule, folder, **options):
+    trainer = quiet_trainer(folder, **{"max_steps": 5, "num_sanity_val_steps": 0, **options})
+    trainer.fit(task, datamodule)
+    return trainer
+
+
+def weights(task):
+    return {name: parameter.detach().clone() for name, parameter in task.named_parameters()}
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("adapter", [SINE, LowRank(rank=2)], ids=["sine", "lora"])
+def test_the_adapter_alone_is_trained(llama, questions, tmp_path, adapter):
+    task = LanguageTask(base=llama, adapter=adapter, optimizer=ADAM)
+    before = weights(task)
+    trainer = trained(task, data(questions), tmp_path)
+    changed = {name for name, value in weights(task).items() if not torch.equal(value, before[name])}
+    assert changed and all(".lora_" in name for name in changed)
+    assert changed == {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is None for name, parameter in task.named_parameters() if name not in changed)
+    assert trainer.callback_metrics["val/loss"] < math.log(len(task.tokenizer)), "better than a guess"
+
+
+def test_it_starts_as_the_base_model(llama):
+    task = LanguageTask(base=llama).eval()
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        ours = task.network(input_ids=tokens).logits
+        with task.network.disable_adapter():
+            torch.testing.assert_close(ours, task.network(input_ids=tokens).logits)
+
+
+def test_the_loss_is_that_of_transformers(llama, questions):
+    task, samples = LanguageTask(base=llama).eval(), data(questions, packing=False, batch_size=1)
+    samples.setup("fit")
+    samples.use_tokenizer(task.tokenizer)
+    batch = next(iter(samples.train_dataloader()))
+    with torch.no_grad():
+        expected = task.network(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+        torch.testing.assert_close(task.training_step(batch, 0), expected)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_packed_samples_do_not_see_each_other(llama, questions, kind):
+    task = LanguageTask(base=llama).eval()
+    task.network.set_attn_implementation(kind)
+    losses = {}
+    for packing in (True, False):
+        samples = data(questions, packing=packing, batch_size=2, max_length=192, epoch_steps=None)
+        samples.setup("fit")
+        samples.use_tokenizer(task.tokenizer)
+        with torch.no_grad():
+            losses[packing] = torch.cat([task(batch)[0] for batch in samples.train_dataloader()]).sort().values
+            several = max(int(batch["segments"].max()) for batch in samples.train_dataloader())
+        assert (several > 1) is packing
+    torch.testing.assert_close(losses[True], losses[False], atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(llama, questions):
+    samples, gradients = data(questions), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        task = LanguageTask(base=llama, adapter=SINE, gradient_checkpointing=checkpointing)
+        samples.setup("fit")
+        samples.use_tokenizer(task.tokenizer)
+        task.training_step(next(iter(samples.train_dataloader())), 0).backward()
+        gradients.append([p.grad for p in task.parameters() if p.requires_grad])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain is not None
+        torch.testing.assert_close(plain, checkpointed)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+def test_choices_are_scored_by_their_log_likelihood(llama, questions, tmp_path):
+    task, samples = LanguageTask(base=llama), data(questions, test=questions, batch_size=3)
+    trainer = quiet_trainer(tmp_path)
+    figures = trainer.test(task, samples, verbose=False)[0]
+    right, loss, tokens = 0, 0.0, 0
+    for record in QUESTIONS:
+        sums = {}
+        for word in ("true", "false"):
+            begin = task.prompt(record["instruction"])
+            end = f"the correct answer is {word}<|im_end|>"
+            first = begin.shape[1]
+            ids = torch.cat(
+                [begin, task.tokenizer(end, add_special_tokens=False, return_tensors="pt")["input_ids"]], 1
+            )
+            with torch.no_grad():
+                logs = task.network(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+            sums[word] = -float(logs[first - 1 :].sum())
+            if word == record["answer"]:
+                loss, tokens = loss + sums[word], tokens + ids.shape[1] - first
+        right += min(sums, key=sums.get) == record["answer"]
+    assert figures["test/acc"] == pytest.approx(right / len(QUESTIONS))
+    assert figures["test/loss"] == pytest.approx(loss / tokens, rel=1e-4)
+    assert figures["test/ppl"] == pytest.approx(math.exp(loss / tokens), rel=1e-4)
+
+
+def test_the_manual_is_text(llama, tmp_path):
+    task = LanguageTask(base=llama, adapter=SINE, optimizer=ADAM)
+    trainer = trained(task, data(limit=3), tmp_path, limit_val_batches=2)
+    assert task.form == "text" and task.tokenizer.decode(task.prompt("The for")[0]) == "The for"
+    assert "val/acc" not in trainer.callback_metrics and "val/ppl" in trainer.callback_metrics
+
+
+# -- sentences -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_sentences_are_classified(family, request, tmp_path):
+    path = tmp_path / "train.tsv"
+    rows = [f"{'good' if n % 2 else 'bad'} film {n}\t{n % 2}" for n in range(40)]
+    path.write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    task = SentenceTask(base=request.getfixturevalue(family), adapter=SINE, optimizer=ADAM)
+    trained_head = [name for name, p in task.named_parameters() if p.requires_grad and ".lora_" not in name]
+    assert trained_head and all("classifier" in name or "score" in name for name in trained_head)
+    samples = SentenceData(str(path), batch_size=8, max_length=64)
+    trainer = trained(task, samples, tmp_path, max_steps=60)
+    assert trainer.callback_metrics["val/acc"] > 0.7 and {"val/f1", "val/mcc"} <= trainer.callback_metrics.keys()
+    with pytest.raises(UserError, match=r"the data has 2 classes, the model 3: set model\.classes"):
+        trained(SentenceTask(classes=3, base=request.getfixturevalue(family), adapter=SINE), samples, tmp_path)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+def test_a_checkpoint_holds_the_adapter_alone(llama, questions, tmp_path):
+    task = LanguageTask(base=llama, adapter=SINE, optimizer=ADAM)
+    trainer = trained(task, data(questions), tmp_path)
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)
+    assert set(stored["state_dict"]) == {name for name, p in task.named_parameters() if p.requires_grad}
+    assert path.stat().st_size < sum(p.numel() for p in task.parameters() if p.requires_grad) * 4 * 3 + 100_000
+    back = LanguageTask.load_from_checkpoint(path, weights_only=True)
+    assert back.form == "chat" and back.adapter == SINE
+    for name, value in weights(task).items():
+        torch.testing.assert_close(weights(back)[name], value, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_base_is_refused(llama, questions, tmp_path, tmp_path_factory):
+    trainer = trained(LanguageTask(base=llama, adapter=SINE), data(questions), tmp_path)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    other = write_llama(tmp_path_factory.mktemp("other"), seed=1)
+    with pytest.raises(UserError, match="adapter of another base model"):
+        LanguageTask.load_from_checkpoint(tmp_path / "run.ckpt", base=other, weights_only=True)
+    with pytest.raises(UserError, match="adapter is SineLowRank there, LowRank here"):
+        LanguageTask(base=llama, adapter=LowRank(rank=2)).on_load_checkpoint(torch.load(tmp_path / "run.ckpt"))
+
+
+def test_a_state_must_have_every_entry(llama):
+    task = LanguageTask(base=llama, adapter=SINE)
+    state = task.state_dict()
+    first = next(iter(state))
+    with pytest.raises(RuntimeError, match=first):
+        task.load_state_dict({name: value for name, value in state.items() if name != first})
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adapter": Dense()}, "model.adapter Dense is no factorization"),
+        ({"targets": ["q_prj"]}, r"no module's name ends in 'q_prj'; near it are q_proj"),
+        ({"targets": ["q_proj", "nothing"]}, "no module's name ends in 'nothing'"),
+        ({"base": "/nowhere/at/all"}, "model.base /nowhere/at/all cannot be loaded"),
+        ({"base": "nobody/no-such-model"}, "hub that can be reached or is cached"),
+        ({"base": "model.gguf"}, "model.base model.gguf: there is no such file"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_mistakes_are_named(llama, options, message):
+    with pytest.raises(UserError, match=message):
+        LanguageTask(**{"base": llama, **options})
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a folder without config\.json"):
+        LanguageTask(base=str(tmp_path))
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'need peft and transformers: pip install -e "\.\[llm\]"'):
+        LanguageTask()
