@@ -241,6 +241,17 @@ class FactorizedLoraLinear(FactorizedLoraLayer, lora.Linear):
 class FactorizedLoraTorchao(FactorizedLoraLayer, TorchaoLoraLinear):
     """torchao's quantised linear layers."""
 
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As PEFT does.
+
+        Raises:
+            ValueError: DoRA, whose magnitude PEFT would leave out here.
+        """
+        for name in adapter_names or self.active_adapters:
+            if self.ours(name) and self.use_dora[name]:
+                raise ValueError(f"adapter {name} with DoRA cannot be merged into weights of torchao")
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+
 
 class FactorizedLoraEmbedding(FactorizedLoraLayer, lora.Embedding):
     """`nn.Embedding`: only the rows that are looked up are formed."""

@@ -70,7 +70,7 @@ class AdaptedTask(Task):
         self.fingerprint = _fingerprint(model)
         pad = self.tokenizer.pad_token_id
         model.config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
-        config = adapter_config(
+        config = self.peft_config(
             adapter,
             lora_alpha=alpha,
             lora_dropout=dropout,
@@ -90,12 +90,33 @@ class AdaptedTask(Task):
             raise UserError(f"model.adapter does not fit {base}: {first_line(error)}") from error
         if gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        # The base's weights are in no checkpoint; `on_load_checkpoint` compares the entries that are.
+        self.strict_loading = False
         self.base_name, self.adapter, self.dtype_name = base, adapter, dtype
         self._trained = frozenset(name for name in super().state_dict() if ".lora_" in name or self._is_trained(name))
+
+    def configure_model(self) -> None:
+        """Share the weights out over the processes where the strategy asks for it (FSDP2): block by block."""
+        mesh = self.device_mesh
+        if mesh is None or mesh["data_parallel"].size() == 1:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        model = self.network.get_base_model()
+        kinds = set(model._no_split_modules or ())
+        for module in model.modules():
+            if type(module).__name__ in kinds and not isinstance(module, FSDPModule):
+                fully_shard(module, mesh=mesh["data_parallel"])
+        if not isinstance(model, FSDPModule):
+            fully_shard(model, mesh=mesh["data_parallel"])
 
     def model_options(self) -> dict[str, Any]:
         """What `from_pretrained` needs besides; the arguments of the task are in `hparams` already."""
         return {}
+
+    def peft_config(self, adapter: LinearFactory, **options: Any) -> Any:
+        """The configuration that PEFT gets; `options` are of its `LoraConfig`."""
+        return adapter_config(adapter, **options)
 
     def _is_trained(self, name: str) -> bool:
         try:

@@ -245,7 +245,10 @@ class Task(L.LightningModule):
         """
         stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         here = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        there = {name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", here).items()}
+        # A strategy that shards has taken the weights out by now.
+        there = {
+            name: tuple(tensor.shape) for name, tensor in checkpoint.get("state_dict", self.state_dict()).items()
+        }
         # A layer with numbers of its own, such as a rank that a budget chose, takes its form from the checkpoint.
         formed = tuple({name.partition("hyper.")[0] for name in there if ".hyper." in name})
         names = (name for name in sorted(here.keys() | there.keys()) if not (formed and name.startswith(formed)))
