@@ -88,8 +88,13 @@ class LanguageTask(AdaptedTask):
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the marked tokens of the batch."""
-        return self(batch)[0].mean()
+        """Mean loss over the marked tokens of the batch, of which each process may hold another number."""
+        losses, _ = self(batch)
+        count = torch.tensor(float(len(losses)), device=losses.device)
+        world = self._trainer.world_size if self._trainer else 1
+        if world > 1:
+            torch.distributed.all_reduce(count)
+        return losses.sum() * (world / count)  # the gradients are averaged over the processes
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Score the samples of one batch."""

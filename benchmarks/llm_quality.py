@@ -1,0 +1,151 @@
+"""What sine adapters bring in language models, beside LoRA and its kin under one budget.
+
+Every method gets the same base model, layers, rank, batches and steps and the same sweep of learning rates
+(`sweep.py`), chosen on validation samples; the figures are of test samples that nothing was chosen by. `LoRA, α·ω/g`
+is the control that the paper lacks: near its start a sine adapter is a LoRA with α multiplied by ω/g.
+
+    python benchmarks/llm_quality.py PATH/TO/sst2 --base PATH/TO/minilm          (train.tsv, dev.tsv)
+    python benchmarks/llm_quality.py PATH/TO/commonsense/ARC-Easy                (train.json, test.json)
+    python benchmarks/llm_quality.py manual                                      (Python's own: perplexity)
+
+Writes benchmarks/results/llm_quality_DATA.{json,md}.
+"""
+
+import argparse
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from sweep import RESULTS, Case, Run, Sweep, settle, train
+from timing import markdown
+
+from sinelr_lightning.layers import LinearFactory, LowRank, SineLowRank
+
+SINE_OVER_LORA = 6.0  # ω/g of frequency="auto"
+METHODS: dict[str, dict[str, Any]] = {
+    "LoRA": {"adapter": LowRank},
+    "LoRA, α·ω/g": {"adapter": LowRank, "alpha": SINE_OVER_LORA},
+    "rsLoRA": {"adapter": LowRank, "rslora": True},
+    "DoRA": {"adapter": LowRank, "dora": True},
+    "HiRA": {"adapter": LowRank},
+    "sine LoRA": {"adapter": SineLowRank},
+    "sine DoRA": {"adapter": SineLowRank, "dora": True},
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="manual, or a folder with train.json and test.json or train.tsv and dev.tsv")
+    parser.add_argument("--base", default="smollm2")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=32, help="sentences, or rows of tokens, a step")
+    parser.add_argument("--length", type=int, default=128, help="tokens a row at most")
+    parser.add_argument("--share", type=float, default=0.02, help="of the training data, for validation")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each on the CPU")
+    return parser.parse_args()
+
+
+def sentences(args: argparse.Namespace) -> bool:
+    return (Path(args.data) / "train.tsv").is_file()
+
+
+def make(args: argparse.Namespace, case: Case, lr: float = 1e-3) -> Any:
+    from sinelr_lightning.tasks import LanguageTask, Schedule, SentenceTask
+
+    method, rank = case
+    options = dict(METHODS[method])
+    kind: Any = SentenceTask if sentences(args) else LanguageTask
+    if method == "HiRA":
+        kind = type(f"Hira{kind.__name__}", (_Hira, kind), {})
+    alpha = 2 * rank * options.pop("alpha", 1.0)  # s = 2 at every rank
+    if options.get("rslora"):
+        alpha = 2 * math.sqrt(8)  # and so for rsLoRA at rank 4 · 2
+    return kind(
+        base=args.base,
+        alpha=alpha,
+        dtype=args.dtype,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr),
+        schedule=Schedule("cosine", warmup=max(1, args.steps // 20), final=0.05),
+        **{**options, "adapter": options["adapter"](rank)},
+    )
+
+
+class _Hira:
+    """The task with PEFT's own HiRA, W₀ + W₀ ∘ (B·A) (Huang et al., ICLR 2025)."""
+
+    def peft_config(self, adapter: LinearFactory, **options: Any) -> Any:
+        from peft import HiraConfig
+
+        kept = ("target_modules", "modules_to_save", "task_type")
+        return HiraConfig(r=adapter.rank, **{name: options[name] for name in kept})  # ty: ignore[missing-attribute]
+
+
+def read(args: argparse.Namespace) -> Any:
+    from sinelr_lightning.datamodules import LanguageData, SentenceData
+
+    folder = Path(args.data)
+    common = {
+        "validation_share": args.share,
+        "max_length": args.length,
+        "batch_size": args.rows,
+        "epoch_steps": args.steps,
+    }
+    if sentences(args):
+        return SentenceData(str(folder / "train.tsv"), test=str(folder / "dev.tsv"), **common)
+    if args.data == "manual":
+        return LanguageData(**common)
+    return LanguageData(str(folder / "train.json"), test=str(folder / "test.json"), too_long="drop", **common)
+
+
+def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
+    """Train and score one case; everything else the same."""
+    method, rank, lr, seed = one
+    settle(seed, args.device)
+    task = make(args, (method, rank), lr)
+    names, score = (("acc", "loss"), "acc") if sentences(args) else (("loss",), "loss")
+    test = "" if args.data == "manual" else "acc"
+    scores = train(task, read(args), args.steps, args.device, names, test=test)
+    chosen = scores["acc"] if score == "acc" else -scores["loss"]
+    return {**scores, "chosen": chosen, "parameters": task.size()["trained_parameters"]}
+
+
+def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
+    columns = {"validation loss": ("loss", "{:.4f}")}
+    if args.data != "manual":
+        columns = {"test accuracy": ("test_acc", "{:.2%}"), **columns}
+    rows = []
+    for case in cases:
+        method, rank = case
+        parameters, _ = sweep.mean(case, "parameters")
+        values = [" ± ".join(form.format(v) for v in sweep.mean(case, name)) for name, form in columns.values()]
+        seconds = min(r["seconds"] for r in sweep.chosen(case))
+        best = f"{sweep.best_lr(case):g}"
+        rows.append([method, str(rank), f"{parameters:,.0f}", *values, best, f"{seconds / 60:.1f}"])
+    return markdown(["method", "rank", "trained parameters", *columns, "best lr", "minutes a run"], rows)
+
+
+def main() -> None:
+    args = arguments()
+    cases = [(method, rank) for method in args.methods for rank in args.ranks]
+    ignored = ("data", "jobs", "lrs", "seeds", "ranks", "methods", "base")
+    setting = {k: v for k, v in vars(args).items() if k not in ignored} | {"base": Path(args.base).name}
+    name = Path(args.data).name.lower()
+    sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
+    sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
+    head = (
+        f"{name}: {setting['base']}, all linear layers, {args.steps} steps of {args.rows} rows of up to "
+        f"{args.length} tokens, {args.seeds} seeds, learning rates {sweep.rates()}\n"
+    )
+    sweep.publish(head, table(args, sweep, cases))
+
+
+if __name__ == "__main__":
+    main()
