@@ -8,7 +8,8 @@ from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from sinelr_lightning.adapters.layers import FactorizedLoraEmbedding, FactorizedLoraLayer
+from sinelr_lightning.adapters.kinds import FactorizedLoraEmbedding
+from sinelr_lightning.adapters.layers import FactorizedLoraLayer
 from sinelr_lightning.layers.factorization import wide
 
 __all__ = ["PlainLora", "as_plain_lora"]

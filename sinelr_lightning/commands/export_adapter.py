@@ -1,23 +1,20 @@
 """Language models with adapters as folders that others load: an adapter of PEFT, a merged model, a plain LoRA."""
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sinelr_lightning.adapters.model import probe_tokens
 from sinelr_lightning.commands import read_back
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.files import user_folder
 from sinelr_lightning.layers import LowRank
-from sinelr_lightning.tasks.adapted import AdaptedTask, probe_tokens
+from sinelr_lightning.tasks.adapted import AdaptedTask
 from sinelr_lightning.tasks.pretrained import place_of
 
 __all__ = ["AdapterFormat", "export_adapter"]
@@ -49,7 +46,7 @@ def export_adapter(task: AdaptedTask, out: Path, form: AdapterFormat, rank: int 
     if float((trained - base).abs().max()) == 0:
         raise UserError("the adapter changes nothing: the logits are those of the base model; train it first")
     kept = None
-    with _folder(out) as folder:
+    with user_folder(out, OURS) as folder:
         if form == "lora" and type(task.adapter) is not LowRank:
             kept = _write_plain(task, folder, rank or 4 * getattr(task.adapter, "rank", 2), energy)
         elif form == "merged":
@@ -88,30 +85,6 @@ def _write_plain(task: AdaptedTask, folder: Path, rank: int, energy: float) -> f
     plain.config.save_pretrained(str(folder))
     save_file(plain.state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return plain.energy
-
-
-@contextmanager
-def _folder(out: Path) -> Generator[Path]:
-    """A new folder beside `out` that takes its place if the block succeeds, and goes if it does not."""
-    if out.exists() and not (
-        out.is_dir() and (not any(out.iterdir()) or any((out / name).is_file() for name in OURS))
-    ):
-        raise UserError(f"{out} exists and is no earlier export: name another folder")
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            earlier = temporary.with_suffix(".earlier")
-            os.replace(out, earlier)
-            os.replace(temporary, out)
-            shutil.rmtree(earlier)
-        else:
-            os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_back(task: AdaptedTask, folder: Path, form: str, tokens: Tensor) -> Tensor:

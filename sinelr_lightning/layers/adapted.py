@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
+from sinelr_lightning.layers.sine_ops import phase_of
 
 __all__ = ["adapted_sine_linear", "rows_of_length"]
 
@@ -56,15 +57,26 @@ def adapted_sine_linear(
     rows = x.reshape(-1, x.shape[-1])
     if torch.compiler.is_compiling():  # the compiler fuses it, and chooses what it keeps
         with without_autocast(x):
-            weight = rows_of_length(wide(base) + _delta(u, v, scale, omega, gain), magnitude)
-            y = F.linear(rows, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+            y = _by_autograd(rows, base, u, v, magnitude, scale, omega, gain, bias)
     else:
         y = _Adapted.apply(rows, base, u, v, bias, magnitude, scale, omega, gain)
     return y.reshape(*x.shape[:-1], u.shape[0])
 
 
-def _delta(u: Tensor, v: Tensor, scale: float | Tensor, omega: float, gain: float) -> Tensor:
-    return torch.sin((wide(u) * omega) @ wide(v).t()) * (scale / gain)
+def _by_autograd(
+    x: Tensor,
+    base: Tensor,
+    u: Tensor,
+    v: Tensor,
+    magnitude: Tensor | None,
+    scale: float | Tensor,
+    omega: float,
+    gain: float,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The same by ordinary operations, for the compiler and for gradients of gradients."""
+    weight = rows_of_length(wide(base) + phase_of(u, v, omega).sin() * (scale / gain), magnitude)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class _Adapted(torch.autograd.Function):
@@ -82,7 +94,7 @@ class _Adapted(torch.autograd.Function):
         gain: float,
     ) -> Tensor:
         with without_autocast(x):
-            weight = ((wide(u) * omega) @ wide(v).t()).sin_().mul_(scale / gain).add_(base)
+            weight = phase_of(u, v, omega).sin_().mul_(scale / gain).add_(base)
             norm = None
             if magnitude is not None:
                 norm = weight.norm(dim=1)
@@ -96,8 +108,10 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
         with without_autocast(grad):
-            make = _graph_gradients if torch.is_grad_enabled() else _gradients  # the former for create_graph=True
-            grads = make(grad, *ctx.saved_tensors, *ctx.constants, needs)
+            if torch.is_grad_enabled():  # create_graph=True
+                grads = _graph_gradients(grad, ctx.saved_tensors[:5], ctx.constants, needs)
+            else:
+                grads = _gradients(grad, *ctx.saved_tensors, *ctx.constants, needs)
             grad_bias = grad.sum(0).to(ctx.bias_dtype) if needs[4] else None
         grad_x, grad_base, grad_u, grad_v, grad_magnitude = grads
         return grad_x, grad_base, grad_u, grad_v, grad_bias, grad_magnitude, None, None, None
@@ -121,7 +135,7 @@ def _gradients(
 ) -> Gradients:
     """Gradients of x, base, u, v and magnitude; what is formed is dropped as soon as it was used."""
     needs_x, needs_base, needs_u, needs_v, _, needs_magnitude = needs[:6]
-    phase = (wide(u) * omega) @ wide(v).t()
+    phase = phase_of(u, v, omega)
     stretch = None if magnitude is None or norm is None else (wide(magnitude) / norm)[:, None]
     grad_x = grad_base = grad_u = grad_v = grad_magnitude = grad_weight = None
     if needs_base or needs_u or needs_v or needs_magnitude:
@@ -147,27 +161,11 @@ def _gradients(
 
 
 def _graph_gradients(
-    grad: Tensor,
-    x: Tensor,
-    base: Tensor,
-    u: Tensor,
-    v: Tensor,
-    magnitude: Tensor | None,
-    norm: Tensor | None,
-    scale: float | Tensor,
-    omega: float,
-    gain: float,
-    needs: tuple[bool, ...],
+    grad: Tensor, inputs: tuple[Any, ...], constants: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> Gradients:
-    """The same by ordinary operations, so that autograd can differentiate them once more."""
-    phase = (wide(u) * omega) @ wide(v).t()
-    weight = wide(base) + phase.sin() * (scale / gain)
-    grad_weight = wide(grad.t() @ x)
-    grad_magnitude = None
-    if magnitude is not None and norm is not None:
-        grad_magnitude = ((grad_weight * weight).sum(1) / norm).to(magnitude.dtype)
-        stretch = (wide(magnitude) / norm)[:, None]
-        weight, grad_weight = weight * stretch, grad_weight * stretch
-    slope = phase.cos() * grad_weight * (scale * omega / gain)
-    grad_u, grad_v = (slope @ wide(v)).to(u.dtype), (slope.t() @ wide(u)).to(v.dtype)
-    return grad @ weight.to(x.dtype), grad_weight.to(base.dtype), grad_u, grad_v, grad_magnitude
+    """The gradients of x, base, u, v and magnitude once more, in a form that autograd can differentiate."""
+    needs = (*needs[:4], needs[5])
+    wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need and tensor is not None]
+    found = iter(torch.autograd.grad(_by_autograd(*inputs, *constants), wanted, grad, create_graph=True))
+    grad_x, grad_base, grad_u, grad_v, grad_magnitude = (next(found) if need else None for need in needs)
+    return grad_x, grad_base, grad_u, grad_v, grad_magnitude

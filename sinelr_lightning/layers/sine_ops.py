@@ -19,7 +19,7 @@ from sinelr_lightning.layers.factorization import product_type, wide, without_au
 from sinelr_lightning.layers.select import Nodes, thin_nodes
 from sinelr_lightning.layers.thin import thin_factors, thin_gradients
 
-__all__ = ["sine_linear"]
+__all__ = ["phase_of", "sine_linear"]
 
 
 def sine_linear(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
@@ -56,12 +56,13 @@ def _product(x: Tensor, weight_t: Tensor, bias: Tensor | None) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- formed
 
 
-def _phase(u: Tensor, v: Tensor, omega: float) -> Tensor:
+def phase_of(u: Tensor, v: Tensor, omega: float) -> Tensor:
+    """The phases ω·u·vᵀ [m, n], in float32 or wider."""
     return (wide(u) * omega) @ wide(v).t()
 
 
 def _formed_forward(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
-    weight = _phase(u, v, omega).sin_().div_(gain).to(x.dtype)
+    weight = phase_of(u, v, omega).sin_().div_(gain).to(x.dtype)
     return _product(x, weight.t(), bias)
 
 
@@ -75,7 +76,7 @@ def _formed_backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    phase = _phase(u, v, omega)
+    phase = phase_of(u, v, omega)
     grad_x = grad_u = grad_v = None
     if needs_x:
         grad_x = grad @ phase.sin().div_(gain).to(x.dtype)
@@ -90,7 +91,7 @@ def _backward_with_graph(
     grad: Tensor, x: Tensor, u: Tensor, v: Tensor, omega: float, gain: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The formed gradients by ordinary operations, so that autograd can differentiate them once more."""
-    phase = _phase(u, v, omega)
+    phase = phase_of(u, v, omega)
     slope = phase.cos() * (grad.t() @ x).to(phase.dtype) * (omega / gain)
     grad_x = grad @ (phase.sin() / gain).to(x.dtype)
     return grad_x, (slope @ wide(v)).to(u.dtype), (slope.t() @ wide(u)).to(v.dtype)

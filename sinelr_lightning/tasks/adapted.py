@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from sinelr_lightning.tasks.base import ExportParts, Task
 from sinelr_lightning.tasks.pretrained import load_model, load_tokenizer, need_language_packages
 from sinelr_lightning.tasks.schedule import Schedule
 
-__all__ = ["AdaptedTask", "adapter_config", "probe_tokens"]
+__all__ = ["AdaptedTask", "adapter_config"]
 
 
 class AdaptedTask(Task):
@@ -82,9 +83,7 @@ class AdaptedTask(Task):
         )
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*is_gradient_checkpointing.* is deprecated"
-                )  # PEFT's call
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")  # by PEFT
                 self.network = get_peft_model(model, config).train()  # transformers gives one in evaluation mode
         except ValueError as error:
             raise UserError(f"model.adapter does not fit {base}: {first_line(error)}") from error
@@ -157,6 +156,19 @@ class AdaptedTask(Task):
                 f"those of {self.base_name} here; set model.base"
             )
 
+    # -- evaluation --------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
+        """Note the scores of a batch's samples (`Task.score`)."""
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score the samples of one batch."""
+        self.score_samples(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score the samples of one batch."""
+        self.score_samples(batch, "test")
+
     # -- what is said about the run ----------------------------------------------------------------------------------
     def size(self) -> dict[str, float]:
         """Parameters, and how many of them are trained."""
@@ -217,11 +229,6 @@ def adapter_config(adapter: LinearFactory, **options: Any) -> Any:
         return make(**options)
     except ValueError as error:
         raise UserError(f"model.adapter: {first_line(error)}") from error
-
-
-def probe_tokens(vocabulary: int) -> Tensor:
-    """A few tokens [2, 12] on which two models can be compared."""
-    return torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

@@ -96,15 +96,8 @@ class LanguageTask(AdaptedTask):
             torch.distributed.all_reduce(count)
         return losses.sum() * (world / count)  # the gradients are averaged over the processes
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score the samples of one batch."""
-        self._score_samples(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score the samples of one batch."""
-        self._score_samples(batch, "test")
-
-    def _score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
+    def score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
+        """Note loss and guess of each sample."""
         losses, marked = self(batch)
         rows = marked.nonzero()[:, 0]
         sums = torch.zeros(len(marked), dtype=torch.float64, device=losses.device).index_add(0, rows, losses.double())

@@ -78,15 +78,8 @@ class SentenceTask(AdaptedTask):
         """Mean loss over the batch."""
         return F.cross_entropy(self(batch).float(), batch["labels"])
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score the samples of one batch."""
-        self._score_samples(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score the samples of one batch."""
-        self._score_samples(batch, "test")
-
-    def _score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
+    def score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
+        """Note loss and guess of each sample."""
         logits, labels = self(batch).float(), batch["labels"]
         losses = F.cross_entropy(logits, labels, reduction="none")
         table = torch.stack([losses.double(), labels.double(), logits.argmax(1).double()], 1).tolist()

@@ -17,7 +17,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 
-from sinelr_lightning.adapters.layers import FactorizedLoraEmbedding, FactorizedLoraLayer, FactorizedLoraLinear
+from sinelr_lightning.adapters.kinds import FactorizedLoraEmbedding, FactorizedLoraLinear
+from sinelr_lightning.adapters.layers import FactorizedLoraLayer
 
 ENTRIES = "adapter_model.safetensors"
 GPT2 = {"target_modules": ["c_attn", "c_fc", "wte"], "fan_in_fan_out": True}

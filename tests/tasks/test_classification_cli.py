@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from command_line import figures, fit, stored
 from PIL import Image
 
 from sinelr_lightning.cli import main
@@ -32,18 +33,6 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
-
-
-def fit(config, folder, name, *options):
-    return main(["fit", "--config", str(config), f"--runs_dir={folder}", f"--name={name}", *options])
-
-
-def stored(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def figures(run):
-    return json.loads((run / "metrics.json").read_text())
 
 
 def test_two_processes_score_an_odd_test_set_to_the_same_digits(config, tmp_path):

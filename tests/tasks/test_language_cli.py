@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from bases import write_llama
+from command_line import fit, stored
 
 pytest.importorskip("peft")
 
@@ -52,14 +53,6 @@ def config(base, tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
-
-
-def fit(config, folder, name, *options):
-    return main(["fit", "--config", str(config), f"--runs_dir={folder}", f"--name={name}", *options])
-
-
-def stored(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def same_weights(one, other, tolerance):

@@ -1,6 +1,5 @@
 """Occupancy through the command line: mistakes, two processes, what a run leaves."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import figures
 from solids import write_l_shape
 
 from sinelr_lightning.cli import main
@@ -38,10 +38,6 @@ def config(tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
-
-
-def figures(run):
-    return json.loads((run / "metrics.json").read_text())
 
 
 def test_two_processes_follow_one_and_score_the_same_digits(config, tmp_path):
