@@ -159,6 +159,8 @@ def _read_scene(path: Path) -> trimesh.Scene:
     content = path.read_bytes()
     if path.suffix.lower() == ".obj":
         return trimesh.Scene(decode_obj(content))
+    if path.suffix.lower() == ".stl" and len(content) != 84 + 50 * int.from_bytes(content[80:84], "little"):
+        content.decode()  # not binary, so text; of other bytes trimesh makes one if a package that guesses is there
     scene = trimesh.load_scene(path, process=False)
     promised = re.match(rb"\s*C?OFF\s+(?:#.*\s+)*\d+\s+(\d+)", content)
     for mesh in scene.geometry.values():  # two readers that take what is there of a file that was cut off
