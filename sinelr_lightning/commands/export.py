@@ -71,12 +71,12 @@ def export(
     from sinelr_lightning.layers import fold
     from sinelr_lightning.runs import load_checkpoint, load_task, resolve_checkpoint
 
-    checkpoint = resolve_checkpoint(ckpt_path)
     if format is not None:
-        _export_adapter(load_task(checkpoint), out, format, rank, energy)
+        _export_adapter(load_task(resolve_checkpoint(ckpt_path)), out, format, rank, energy)
         return
     path = Path(out or "model.onnx")
     written_as = format_of(path)
+    checkpoint = resolve_checkpoint(ckpt_path)
     task = load_task(checkpoint).to(usable_device(device))
     parts = task.export_parts()
     network = copy.deepcopy(parts.network).requires_grad_(False)
