@@ -14,6 +14,7 @@ Writes benchmarks/results/llm_quality_DATA.{json,md}.
 import argparse
 import functools
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sweep import RESULTS, Case, Run, Sweep, settle, train
 from timing import markdown
 
 from sinelr_lightning.layers import LinearFactory, LowRank, SineLowRank
+from sinelr_lightning.layers.sine_ops import phase_of
 
 SINE_OVER_LORA = 6.0  # ω/g of frequency="auto"
 METHODS: dict[str, dict[str, Any]] = {
@@ -114,7 +116,30 @@ def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
     test = "" if args.data == "manual" else "acc"
     scores = train(task, read(args), args.steps, args.device, names, test=test)
     chosen = scores["acc"] if score == "acc" else -scores["loss"]
-    return {**scores, "chosen": chosen, "parameters": task.size()["trained_parameters"]}
+    return {**scores, **phases(task), "chosen": chosen, "parameters": task.size()["trained_parameters"]}
+
+
+@torch.no_grad()
+def phases(task: torch.nn.Module) -> dict[str, float]:
+    """Over the sine adapters of a trained model: spread of the phases in radians, and the largest phase."""
+    from sinelr_lightning.adapters.layers import FactorizedLoraLayer
+
+    spreads, largest = [], []
+    for layer in task.modules():
+        if isinstance(layer, FactorizedLoraLayer) and layer.ours("default"):
+            sine = layer.formula("default")
+            assert isinstance(sine, SineLowRank)
+            u, v = layer.factors("default")
+            phase = phase_of(u, v, sine.omega(len(v)))
+            spreads.append(float(phase.std()))
+            largest.append(float(phase.abs().max()))
+    if not spreads:
+        return {}
+    return {
+        "phase_spread": statistics.median(spreads),
+        "phase_spread_most": max(spreads),
+        "phase_most": max(largest),
+    }
 
 
 def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
@@ -126,10 +151,9 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
         method, rank = case
         parameters, _ = sweep.mean(case, "parameters")
         values = [" ± ".join(form.format(v) for v in sweep.mean(case, name)) for name, form in columns.values()]
-        seconds = min(r["seconds"] for r in sweep.chosen(case))
         best = f"{sweep.best_lr(case):g}"
-        rows.append([method, str(rank), f"{parameters:,.0f}", *values, best, f"{seconds / 60:.1f}"])
-    return markdown(["method", "rank", "trained parameters", *columns, "best lr", "minutes a run"], rows)
+        rows.append([method, str(rank), f"{parameters:,.0f}", *values, best])
+    return markdown(["method", "rank", "trained parameters", *columns, "best lr"], rows)
 
 
 def main() -> None:

@@ -1,12 +1,16 @@
 """A frozen weight with a sine on top, y = x·(W₀ + s·sin(ω·U·Vᵀ)/g)ᵀ + bias: formed once, multiplied once.
 
-With T = ω·U·Vᵀ and G = ∂L/∂W of the whole weight:  ∂L/∂U = (s·ω/g)·(G ∘ cos T)·V,  ∂L/∂V = (s·ω/g)·(G ∘ cos T)ᵀ·U.
+While the phases are small enough for it to be cheaper (`layers.powers`): x·W₀ᵀ and two thin products instead.
+
+Formed, with T = ω·U·Vᵀ and G = ∂L/∂W of the whole weight:
+
+    ∂L/∂U = (s·ω/g)·(G ∘ cos T)·V,    ∂L/∂V = (s·ω/g)·(G ∘ cos T)ᵀ·U.
 
 With magnitudes m each row of the whole weight is brought to its length, W = (m/‖·‖) ∘ (W₀ + …), and the norm counts
 as a constant in backward (DoRA, arXiv 2402.09353, section 4.3).
 
 Between forward and backward only x, U, V, W₀ and the norms are kept: nothing of the size of W₀, which lives anyway.
-The sum is taken in float32 or wider and rounded once, to the type of the product, as a merged weight is.
+The formed sum is taken in float32 or wider and rounded once, to the type of the product, as a merged weight is.
 """
 
 from typing import Any
@@ -16,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
+from sinelr_lightning.layers.powers import enough_degree, power_factors
 from sinelr_lightning.layers.sine_ops import phase_of
 
 __all__ = ["adapted_sine_linear", "rows_of_length"]
@@ -58,9 +63,24 @@ def adapted_sine_linear(
     if torch.compiler.is_compiling():  # the compiler fuses it, and chooses what it keeps
         with without_autocast(x):
             y = _by_autograd(rows, base, u, v, magnitude, scale, omega, gain, bias)
+    elif (degree := _thin_degree(x, base, u, v, omega, magnitude)) is not None:
+        with without_autocast(x):
+            p, q = power_factors(u, v, omega, degree, x.dtype)
+            frozen = F.linear(rows, base, None if bias is None else bias.to(x.dtype))
+            y = torch.addmm(frozen, rows @ q.t(), p * (scale / gain))
     else:
         y = _Adapted.apply(rows, base, u, v, bias, magnitude, scale, omega, gain)
     return y.reshape(*x.shape[:-1], u.shape[0])
+
+
+def _thin_degree(x: Tensor, base: Tensor, u: Tensor, v: Tensor, omega: float, magnitude: Tensor | None) -> int | None:
+    """Degree of the polynomial of the phases by which thin products are cheaper; None for the whole weight.
+
+    A magnitude needs the whole weight's rows, and a base of another type would be kept once more in that of x.
+    """
+    if magnitude is not None or base.dtype != x.dtype:
+        return None
+    return enough_degree(u, v, omega, x.dtype)
 
 
 def _by_autograd(

@@ -16,11 +16,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sinelr_lightning.layers.factorization import wide
 
-__all__ = ["Nodes", "column_scale", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
+__all__ = ["TOLERANCE", "Nodes", "column_scale", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
 
 # Largest error of the sine, by the type in which the products run: each is near that type's own rounding, so more
 # columns would buy nothing.
-_TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 1e-4, torch.bfloat16: 1e-3}
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 # Multiples of eight fill the vector units: at rank 1, 8 columns ran faster than 5 on AVX-512 (benchmarks/layers.py).
 _MULTIPLE = 8
 # Share of m·n up to which columns·(m + n) won in benchmarks/layers.py.
@@ -56,7 +56,7 @@ def nodes_for_phase(phase: float, dtype: torch.dtype) -> int:
 
     A multiple of 8; 8 at 6 rad, 16 at 16 rad, 24 at 28 rad in float32.
     """
-    return _MULTIPLE * math.ceil(_nodes(_rounded_up(phase), _TOLERANCE[dtype]) / _MULTIPLE)
+    return _MULTIPLE * math.ceil(_nodes(_rounded_up(phase), TOLERANCE[dtype]) / _MULTIPLE)
 
 
 class Nodes(NamedTuple):
@@ -80,7 +80,7 @@ def nodes_for_phases(each: float, total: float, dtype: torch.dtype, rank: int) -
     """
     if rank == 1:
         return Nodes(nodes_for_phase(total, dtype), nodes_for_phase(total, dtype))
-    tolerance = _TOLERANCE[dtype]
+    tolerance = TOLERANCE[dtype]
     return Nodes(_nodes(_rounded_up(each), tolerance, dropped=0), _nodes(_rounded_up(total), tolerance))
 
 

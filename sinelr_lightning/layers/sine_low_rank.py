@@ -98,7 +98,10 @@ class SineLowRank(Factorization):
         *,
         magnitude: Tensor | None = None,
     ) -> Tensor:
-        """x·(base + scale·W)ᵀ + bias, see `layers.adapted`; nothing of size m×n is kept for backward."""
+        """x·(base + scale·W)ᵀ + bias, formed or, while phases are small, by thin products beside the base's own.
+
+        See `layers.adapted`; nothing of size m×n is kept for backward.
+        """
         n = V.shape[0]
         if torch.compiler.is_exporting():
             return self._adapted_linear(x, base, bias, scale, magnitude, U, V)

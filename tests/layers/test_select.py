@@ -30,7 +30,7 @@ def interpolation_error_at_rank_two(phase: float, share: float, nodes: Nodes) ->
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_nodes_suffice_at_every_phase(dtype: torch.dtype):
-    tolerance = select._TOLERANCE[dtype]
+    tolerance = select.TOLERANCE[dtype]
     phases = [*torch.linspace(0.05, 100, 300).tolist(), 1e-9, 250.0]
     for phase in phases:
         allowed = tolerance + phase * 1e-14  # rounding of the phases themselves
@@ -42,7 +42,7 @@ def test_nodes_suffice_at_rank_two(dtype: torch.dtype):
     def nodes(phase: float, share: float) -> Nodes:
         return nodes_for_phases(share * phase, phase, dtype, 2)
 
-    tolerance = select._TOLERANCE[dtype]
+    tolerance = select.TOLERANCE[dtype]
     for phase in [*torch.linspace(0.05, 36, 60).tolist(), 1e-9]:
         for share in (0.5, 0.6, 0.75, 0.9, 0.99):
             error = interpolation_error_at_rank_two(phase, share, nodes(phase, share))
@@ -56,8 +56,8 @@ def test_nodes_suffice_at_rank_two(dtype: torch.dtype):
 def test_nodes_are_not_wasted(dtype: torch.dtype):
     # The bound behind the count is at most three nodes from the least number that would do.
     for phase in (0.5, 3.0, 12.0, 24.0, 48.0, 100.0):
-        r = select._nodes(phase, select._TOLERANCE[dtype])
-        assert r <= 3 or interpolation_error(phase, r - 3) > select._TOLERANCE[dtype], phase
+        r = select._nodes(phase, select.TOLERANCE[dtype])
+        assert r <= 3 or interpolation_error(phase, r - 3) > select.TOLERANCE[dtype], phase
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
