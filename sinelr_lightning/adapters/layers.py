@@ -25,9 +25,10 @@ class FactorizedLoraLayer(LoraLayer):
     """What all of them share; adapters with a plain `LoraConfig` are PEFT's business as before.
 
     Where one float adapter alone is active, unmerged and without dropout, the whole weight is formed once and
-    multiplied once (a sine of small phases: the base's product and two thin ones, see `layers.adapted`); in evaluation
-    without gradients it is kept until a tensor that it is made of changes, `train()` or `eval()` is called or the
-    state is read. A write through `.data` changes a tensor unseen: call `eval()` after it.
+    multiplied once (a sine of small phases: the base's product and two thin ones, see `layers.adapted`).
+
+    In evaluation without gradients the whole weight is kept until a tensor that it is made of changes, `train()` or
+    `eval()` is called or the state is read. A write through `.data` changes a tensor unseen: call `eval()` after it.
     """
 
     training: bool
