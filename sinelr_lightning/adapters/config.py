@@ -64,7 +64,9 @@ class FactorizedLoraConfig(LoraConfig):
             if getattr(self, name, neutral) not in (neutral, []):
                 raise ValueError(f"{name} cannot be combined with {type(self).__name__}: it changes what B·A means")
         for rank in (self.r, *(self.rank_pattern or {}).values()):
-            self.family(rank)
+            family = self.family(rank)
+            with torch.device("meta"):  # some can start at zero only where nothing would ever leave it
+                family.factors(*_example_size(family), zero=self.init_lora_weights is not False)
 
     def family(self, rank: int) -> Factorization:
         """The factorization of a layer whose adapter has this rank."""
@@ -147,11 +149,17 @@ def as_lora(config: FactorizedLoraConfig) -> LoraConfig:
 
 def is_product(factorization: Factorization) -> bool:
     """Whether the factors are U [m, rank] and V [n, rank], which PEFT's own B and Aᵀ can hold."""
-    rank = getattr(factorization, "rank", 0)
+    rank, m, n = getattr(factorization, "rank", 0), *_example_size(factorization)
     with torch.device("meta"):
-        factors = factorization.factors(rank + 2, rank + 1)
+        factors = factorization.factors(m, n)
     shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
-    return list(shapes.items()) == [("U", (rank + 2, rank)), ("V", (rank + 1, rank))]
+    return list(shapes.items()) == [("U", (m, rank)), ("V", (n, rank))]
+
+
+def _example_size(factorization: Factorization) -> tuple[int, int]:
+    """Sizes (m, n) at which any family has fewer parameters than a dense weight."""
+    size = (getattr(factorization, "rank", 0) + 1) ** 2
+    return 64 * size, 60 * size
 
 
 def _one(name: str, default: Any, value: Any, **others: Any) -> Any:

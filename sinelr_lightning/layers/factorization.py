@@ -148,7 +148,10 @@ class Factorization(LinearFactory):
             return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
-        """Constants that stand for the weight in an evaluation: `(W,)`, or `(A, B)` with W = A·B where cheaper."""
+        """Constants that stand for the weight in an evaluation: `(W,)`, or `(A, B)` with W = A·B where cheaper.
+
+        `()` where `linear` itself is cheaper than either.
+        """
         return (self.weight(*factors),)
 
     def multiply_adds(self, *factors: Tensor) -> int:

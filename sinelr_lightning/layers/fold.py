@@ -127,17 +127,17 @@ def _empty_convolution(layer: FactorizedConv, weight: Tensor) -> nn.Module:
 def cached_weights(model: nn.Module) -> Generator[None]:
     """Form each weight of `model` once, for all forward passes without gradients inside the block.
 
-    Layers that run thin keep their thin factors instead. Inside the block the factors must not change; with
-    gradients enabled the layers compute as always.
+    Layers that run thin keep their thin factors instead, those that multiply by factors alone keep nothing. Inside
+    the block the factors must not change; with gradients enabled the layers compute as always.
     """
     layers = [module for module in model.modules() if isinstance(module, FactorizedLayer)]
     with torch.no_grad():
         for layer in layers:
             factors = layer.factors()
             served = layer.factorization.served(*factors)
-            if not isinstance(layer, FactorizedLinear) and len(served) > 1:
+            if not isinstance(layer, FactorizedLinear) and len(served) != 1:
                 served = (layer.factorization.weight(*factors),)
-            layer._served = tuple(matrix.to(layer.factor_dtype) for matrix in served)
+            layer._served = tuple(matrix.to(layer.factor_dtype) for matrix in served) or None
     try:
         yield
     finally:

@@ -1,0 +1,56 @@
+"""Other functions than the sine on a low-rank matrix, which the paper compares with (arXiv 2403.19243)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sinelr_lightning.layers.factorization import wide
+from sinelr_lightning.layers.sine_kin import SineKin
+
+__all__ = ["ActivatedLowRank"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "gaussian": lambda t: torch.exp(-t.square() / 2),
+    "sinc": torch.sinc,
+}
+
+
+@dataclass(frozen=True)
+class ActivatedLowRank(SineKin):
+    """W = (φ(ω·U·Vᵀ) − φ(0))/g; k(m + n) parameters, and the initialisation, ω and g of the sine.
+
+    Taking off φ(0) leaves a weight without the constant that sigmoid, Gaussian (exp(−t²/2)) and sinc would give all
+    of its entries.
+
+    Args:
+        rank, frequency, gain, phase_spread, lr_multiplier: of `SineLowRank`.
+        activation: φ, one of tanh, relu, sigmoid, gaussian and sinc (sin(πt)/(πt)).
+
+    Raises:
+        ValueError: what `SineLowRank` refuses, another activation, or `zero=True` for one whose slope at 0 is zero.
+    """
+
+    activation: Literal["tanh", "relu", "sigmoid", "gaussian", "sinc"] = "tanh"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
+
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """U [m, rank] and V [n, rank]; U is zero for `zero=True`."""
+        if zero and self.activation not in ("tanh", "sigmoid"):
+            raise ValueError(f"{self.activation} has no slope at 0: no training would leave it, take tanh or sigmoid")
+        return self.sine().factors(m, n, zero=zero)
+
+    def weight(self, U: Tensor, V: Tensor) -> Tensor:
+        """The weight [m, n]."""
+        sine, n = self.sine(), V.shape[0]
+        phi, phase = ACTIVATIONS[self.activation], (wide(U) * sine.omega(n)) @ wide(V).t()
+        return (phi(phase) - phi(phase.new_zeros(()))) / sine.divisor(n)

@@ -1,0 +1,67 @@
+"""Block tensor-train matrices: Monarch matrices of any rank."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinelr_lightning.layers.factorization import Factorization, wide
+from sinelr_lightning.layers.kronecker import balanced
+
+__all__ = ["BlockTensorTrain"]
+
+
+@dataclass(frozen=True)
+class BlockTensorTrain(Factorization):
+    """W[(i, j), (k, l)] = Σ_ρ L[i, l, ρ, j]·R[l, i, ρ, k], i < m₁, j < m₂, k < n₁, l < n₂, sizes split evenly.
+
+    For each (i, l) a block of m₂ × n₁ entries has rank `rank`; at rank 1 it is a Monarch matrix. Parameters:
+    rank·m₁·n₂·(m₂ + n₁). Qiu et al., ICML 2024 (arXiv 2406.06248), section 3, and Dao et al., ICML 2022
+    (arXiv 2204.00595). W starts with the variance of `nn.Linear`, 1/(3n), split after the fan-in of either factor.
+
+    Args:
+        rank: of each block, ≥ 1.
+
+    Raises:
+        ValueError: rank < 1, or so large that a dense weight has fewer parameters.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """L [m₁, n₂, rank, m₂] and R [n₂, m₁, rank, n₁]; L is zero for `zero=True`."""
+        (m1, m2), (n1, n2) = balanced(m), balanced(n)
+        count = self.rank * m1 * n2 * (m2 + n1)
+        if count >= m * n:
+            raise ValueError(
+                f"{m1}×{n2} blocks of {m2}×{n1} at rank {self.rank} have {count:,} parameters, the dense {m}×{n} "
+                f"weight {m * n:,}: take a smaller rank, or Dense"
+            )
+        left = torch.empty(m1, n2, self.rank, m2).uniform_(-1, 1) / math.sqrt(n2 * self.rank)
+        right = torch.empty(n2, m1, self.rank, n1).uniform_(-1, 1) * math.sqrt(3 / n1)
+        return {"L": torch.zeros_like(left) if zero else left, "R": right}
+
+    def weight(self, L: Tensor, R: Tensor) -> Tensor:
+        """The weight [m₁·m₂, n₁·n₂]."""
+        (m1, n2, _, m2), n1 = L.shape, R.shape[-1]
+        return torch.einsum("ilrj,lirk->ijkl", wide(L), wide(R)).reshape(m1 * m2, n1 * n2)
+
+    def linear(self, x: Tensor, bias: Tensor | None, L: Tensor, R: Tensor) -> Tensor:
+        """Two products of blocks: W is never formed."""
+        grid = x.reshape(*x.shape[:-1], R.shape[-1], L.shape[1])
+        inner = torch.einsum("...kl,lirk->...ilr", grid, R.to(x.dtype))
+        y = torch.einsum("...ilr,ilrj->...ij", inner, L.to(x.dtype)).flatten(-2)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def multiply_adds(self, L: Tensor, R: Tensor) -> int:
+        """One for each entry of either factor."""
+        return L.numel() + R.numel()
+
+    def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
+        """Nothing: the factors multiply less than the weight would."""
+        return ()

@@ -1,0 +1,48 @@
+"""The Hadamard product of two low-rank matrices: FedPara, called LoHa where it is an adapter."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinelr_lightning.layers.factorization import Factorization, check_rank, kaiming_factors, wide
+
+__all__ = ["FedPara"]
+
+
+@dataclass(frozen=True)
+class FedPara(Factorization):
+    """W = (U₁·V₁ᵀ) ∘ (U₂·V₂ᵀ) with U [m, rank], V [n, rank]; 2k(m + n) parameters, rank up to k².
+
+    Hyeon-Woo et al., ICLR 2022 (arXiv 2108.06098), proposition 1. The factors start so that W has the variance of
+    `nn.Linear`, 1/(3n), each product that of its root.
+
+    Args:
+        rank: k of either product, 1 ≤ k < min(m, n).
+
+    Raises:
+        ValueError: rank < 1, or rank ≥ min(m, n) when a layer is made.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """U1 [m, rank], V1 [n, rank], U2 and V2; U1 is zero for `zero=True`."""
+        check_rank(self.rank, m, n)
+        (u1, v1), (u2, v2) = kaiming_factors(m, n, self.rank), kaiming_factors(m, n, self.rank)
+        stretch = 3 * math.sqrt(n) / (3 * n) ** 0.25  # from a variance of 1/(9n) to one of 1/√(3n)
+        return {
+            "U1": torch.zeros_like(u1) if zero else u1 * stretch,
+            "V1": v1,
+            "U2": u2 * stretch,
+            "V2": v2,
+        }
+
+    def weight(self, U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> Tensor:
+        """(U1·V1ᵀ) ∘ (U2·V2ᵀ), [m, n]."""
+        return (wide(U1) @ wide(V1).t()) * (wide(U2) @ wide(V2).t())

@@ -1,0 +1,72 @@
+"""A sum of Kronecker products."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinelr_lightning.layers.factorization import Factorization, wide
+
+__all__ = ["Kronecker", "balanced"]
+
+
+def balanced(size: int) -> tuple[int, int]:
+    """The two factors of `size` that lie nearest to each other, the smaller first: (24, 32) for 768."""
+    small = next(d for d in range(math.isqrt(size), 0, -1) if size % d == 0)
+    return small, size // small
+
+
+@dataclass(frozen=True)
+class Kronecker(Factorization):
+    """W = Σ_{i < rank} A_i ⊗ B_i with A [rank, m₁, n₁], B [rank, m₂, n₂], m = m₁·m₂ and n = n₁·n₂ split evenly.
+
+    Parameters: rank·(m₁n₁ + m₂n₂), very few. Zhang et al., ICLR 2021 (arXiv 2102.08597), equation 4, and as an
+    adapter KronA (arXiv 2212.10650). W starts with the variance of `nn.Linear`, 1/(3n).
+
+    Args:
+        rank: number of products, ≥ 1.
+
+    Raises:
+        ValueError: rank < 1, or so many products that a dense weight has fewer parameters.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """A and B; A is zero for `zero=True`."""
+        (m1, m2), (n1, n2) = balanced(m), balanced(n)
+        count = self.rank * (m1 * n1 + m2 * n2)
+        if count >= m * n:
+            raise ValueError(
+                f"{self.rank} Kronecker products of {m1}×{n1} and {m2}×{n2} have {count:,} parameters, the dense "
+                f"{m}×{n} weight {m * n:,}: take a smaller rank, or Dense"
+            )
+        a = torch.empty(self.rank, m1, n1).uniform_(-1, 1) * math.sqrt(3 / (n1 * self.rank))
+        b = torch.empty(self.rank, m2, n2).uniform_(-1, 1) / math.sqrt(n2)
+        return {"A": torch.zeros_like(a) if zero else a, "B": b}
+
+    def weight(self, A: Tensor, B: Tensor) -> Tensor:
+        """Σ_i A_i ⊗ B_i, [m, n]."""
+        (_, m1, n1), (_, m2, n2) = A.shape, B.shape
+        return torch.einsum("rac,rbd->abcd", wide(A), wide(B)).reshape(m1 * m2, n1 * n2)
+
+    def linear(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        """Σ_i A_i·X·B_iᵀ + bias with each row of x as a matrix X [n₁, n₂]: W is never formed."""
+        grid = x.reshape(*x.shape[:-1], A.shape[2], B.shape[2])
+        right = torch.einsum("...cd,rbd->...rcb", grid, B.to(x.dtype))
+        y = torch.einsum("...rcb,rac->...ab", right, A.to(x.dtype)).flatten(-2)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def multiply_adds(self, A: Tensor, B: Tensor) -> int:
+        """rank·n₁·m₂·(n₂ + m₁)."""
+        (rank, m1, n1), (_, m2, n2) = A.shape, B.shape
+        return rank * n1 * m2 * (n2 + m1)
+
+    def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
+        """Nothing: the factors multiply less than the weight would."""
+        return ()
