@@ -1,0 +1,118 @@
+"""Watches the phases of sine layers while they train."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from sinelr_lightning.analysis import PhaseStatistics, phase_statistics, sines
+from sinelr_lightning.analysis.phases import Sine
+from sinelr_lightning.errors import UserError
+
+__all__ = ["PhaseMonitor"]
+
+log = logging.getLogger(__name__)
+
+LEAST_SPREAD = 0.3  # rad: sin T is T to 2 %, so the layer is low rank
+USUAL_SPREAD = 2.0  # rad, where `frequency="auto"` starts
+LARGEST_ROUNDING = 0.25  # rad
+
+
+class PhaseMonitor(L.Callback):
+    """Logs what the phases ω·U·Vᵀ of each sine layer come to, and says once where its frequency cannot be right.
+
+    Curves, by layer: `phases/spread` (radians), `phases/beyond` (share beyond half a period), `phases/stable_rank`,
+    `phases/columns` (r of the thin form, where there is one), `phases/rounding` (radians, of factors in bfloat16) and
+    `phases/gradient_to_weight` (‖∂L/∂U‖/‖U‖ and so for V, their geometric mean).
+
+    Args:
+        every: steps between two looks. A look forms each weight once and multiplies with it forty times.
+
+    Raises:
+        UserError: every < 1.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        if every < 1:
+            raise UserError(f"every must be at least 1 step, got {every}")
+        self.every = every
+        self._warned = False
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Look when it is time."""
+        if trainer.global_step % self.every:
+            return
+        looks = [(name, sine, _look(sine)) for name, sine in sines(pl_module)]  # on each process: parts are gathered
+        if not trainer.is_global_zero:
+            return
+        figures = {
+            f"phases/{kind}/{name}": value
+            for name, sine, statistics in looks
+            for kind, value in [*asdict(statistics).items(), ("gradient_to_weight", _gradient_to_weight(sine))]
+            if value is not None
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+        if trainer.global_step and not self._warned:
+            self._warned = True
+            for line in _warnings(looks):
+                log.warning(line)
+
+
+def _look(sine: Sine) -> PhaseStatistics:
+    return phase_statistics(replace(sine, u=_gathered(sine.u), v=_gathered(sine.v)))
+
+
+def _gathered(factor: Tensor) -> Tensor:
+    """A factor as a whole: FSDP2 shares it out."""
+    return factor.full_tensor() if isinstance(factor, DTensor) else factor
+
+
+def _gradient_to_weight(sine: Sine) -> float | None:
+    ratios = []
+    for factor in (sine.u, sine.v):
+        if factor.grad is not None and not isinstance(factor, DTensor):
+            ratios.append(float(factor.grad.norm() / factor.detach().norm().clamp_min(1e-30)))
+    return math.sqrt(math.prod(ratios)) if len(ratios) == 2 else None
+
+
+def _warnings(looks: Sequence[tuple[str, Sine, PhaseStatistics]]) -> list[str]:
+    lines = []
+    low = [look for look in looks if look[2].spread < LEAST_SPREAD]
+    layers, adapters = [look for look in low if not look[1].adapter], [look for look in low if look[1].adapter]
+    if layers:
+        name, sine, statistics = min(layers, key=lambda look: look[2].spread)
+        omega = sine.omega * USUAL_SPREAD / max(statistics.spread, 1e-9)
+        lines.append(
+            f"{_named(name, layers)}: phases spread {statistics.spread:.2g} rad: only low rank; raise the frequency "
+            f"from {sine.omega:.0f} to about {omega:.0f}"
+        )
+    if adapters:
+        name, sine, statistics = max(adapters, key=lambda look: look[2].spread)
+        lines.append(
+            f"{_named(name, adapters)}: phases spread {statistics.spread:.2g} rad: so far these are low-rank updates"
+        )
+    noisy = [look for look in looks if _half(look[1]) and look[2].rounding > LARGEST_ROUNDING]
+    if noisy:
+        name, sine, statistics = max(noisy, key=lambda look: look[2].rounding)
+        kind = str(sine.u.dtype).removeprefix("torch.")
+        lines.append(
+            f"{_named(name, noisy)}: phases spread {statistics.spread:.0f} rad: noise in {kind}, whose rounding "
+            f"moves them by {statistics.rounding:.2g} rad; keep the factors in float32 or lower the frequency from "
+            f"{sine.omega:.0f} to about {sine.omega * LARGEST_ROUNDING / statistics.rounding:.0f}"
+        )
+    return lines
+
+
+def _half(sine: Sine) -> bool:
+    return sine.u.dtype in (torch.bfloat16, torch.float16)
+
+
+def _named(name: str, looks: Sequence[Any]) -> str:
+    return f"layer {name}" if len(looks) == 1 else f"{len(looks)} layers, {name} for one"
