@@ -33,6 +33,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "sinelr_lightning.commands.generate:generate",
         "Write text with a language model and its adapter.",
     ),
+    "rank": (
+        "sinelr_lightning.commands.rank:rank",
+        "Measure rank and phases of sine weights over the frequency, and recommend one for each layer.",
+    ),
     "export": (
         "sinelr_lightning.commands.export:export",
         "Write the network of a checkpoint as ONNX, a torch.export program or tensors; an adapter as a folder.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sinelr_lightning.analysis.spectrum import stable_rank
 from sinelr_lightning.layers import ActivatedLowRank, FactorizedLayer, SineLowRank
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.select import thin_nodes
@@ -17,7 +18,6 @@ from sinelr_lightning.layers.sine_ops import phase_of
 __all__ = ["PhaseStatistics", "Sine", "phase_spread", "phase_statistics", "sines"]
 
 _SAMPLED = 128  # rows and columns in which the share of large phases is counted
-_ITERATIONS = 20  # of the power method: the largest singular value to a few per cent, from below
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def phase_statistics(sine: Sine) -> PhaseStatistics:
     return PhaseStatistics(
         spread=phase_spread(u, v, omega),
         beyond=float((sample.abs() > math.pi).float().mean()),
-        stable_rank=_stable_rank(phase_of(u, v, omega).sin_()),
+        stable_rank=stable_rank(phase_of(u, v, omega).sin_()),
         columns=None if nodes is None else nodes.columns(u.shape[1]),
         rounding=phase_spread(*error, omega),
     )
@@ -105,15 +105,3 @@ def _rounding_error(factor: Tensor) -> Tensor:
     """Errors such as rounding to bfloat16 makes, of up to 2⁻⁸ of an entry, also where that is rounded already."""
     draws = torch.rand(factor.shape, generator=torch.Generator().manual_seed(0)).to(wide(factor))
     return wide(factor) * (2 * draws - 1) * (2**-8 / math.sqrt(2))  # entries lie between 1 and 2 times a power of 2
-
-
-def _stable_rank(weight: Tensor) -> float:
-    """‖W‖²_F/‖W‖², by the power method from a fixed start; 0 for W = 0."""
-    start = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
-    for _ in range(_ITERATIONS):
-        start = weight.t() @ (weight @ start)
-        norm = start.norm()
-        if not norm > 0:
-            return 0.0
-        start = start / norm
-    return float(weight.square().sum() / (weight @ start).square().sum())

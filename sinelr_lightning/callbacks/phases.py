@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sinelr_lightning.analysis import PhaseStatistics, phase_statistics, sines
+from sinelr_lightning.analysis.frequency import USUAL_SPREAD
 from sinelr_lightning.analysis.phases import Sine
 from sinelr_lightning.errors import UserError
 
@@ -20,7 +21,6 @@ __all__ = ["PhaseMonitor"]
 log = logging.getLogger(__name__)
 
 LEAST_SPREAD = 0.3  # rad: sin T is T to 2 %, so the layer is low rank
-USUAL_SPREAD = 2.0  # rad, where `frequency="auto"` starts
 LARGEST_ROUNDING = 0.25  # rad
 
 
