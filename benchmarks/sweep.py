@@ -80,6 +80,10 @@ class Sweep:
             self._run(run, further, jobs)
         self._run(run, [(*case, self.best_lr(case), seed) for case in cases for seed in range(1, seeds)], jobs)
 
+    def grid(self, run: Callable[[Run], dict[str, Any]], cases: list[Case], lrs: list[float], seeds: int, jobs: int):
+        """Run what is missing of every case at every rate with every seed, all cases of a seed before the next."""
+        self._run(run, [(*case, lr, seed) for seed in range(seeds) for case in cases for lr in lrs], jobs)
+
     def best_lr(self, case: Case) -> float:
         # Of equal scores the smaller rate, whichever run ended first.
         return max(
@@ -172,7 +176,9 @@ class Sweep:
             figure.savefig(temporary)
 
 
-def train(task: Any, data: Any, steps: int, device: str, names: Iterable[str], test: str = "") -> dict[str, float]:
+def train(
+    task: Any, data: Any, steps: int, device: str, names: Iterable[str], test: str = "", callbacks: Iterable[Any] = ()
+) -> dict[str, float]:
     """Train with nothing beside it; give the seconds and, of the validation at the end, the scores `val/NAME`.
 
     `test` names a score that is measured on the test data afterwards, and given as `test_NAME`.
@@ -189,6 +195,7 @@ def train(task: Any, data: Any, steps: int, device: str, names: Iterable[str], t
             enable_model_summary=False,
             enable_checkpointing=False,
             num_sanity_val_steps=0,
+            callbacks=list(callbacks),
         )
         began = time.perf_counter()
         trainer.fit(task, data)

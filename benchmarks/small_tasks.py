@@ -1,0 +1,61 @@
+"""Three tasks made small, for benchmarks that train hundreds of networks: a core takes about half a minute each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sweep import settle, train
+
+from sinelr_lightning.layers import LinearFactory, summarize
+
+DATA = Path(__file__).parents[1] / "data"
+# Task → (steps, score that the validation gives, how tables call it).
+TASKS = {
+    "occupancy": (500, "iou", "IoU"),
+    "nerf": (300, "psnr", "PSNR, dB"),
+    "classification": (500, "loss", "validation loss"),
+}
+TEST = {"classification": "acc1"}
+
+
+def make(task: str, linear: LinearFactory, lr: float) -> Any:
+    """The task with these layers; the schedule falls to a tenth."""
+    from sinelr_lightning.tasks import ClassificationTask, NeRFTask, OccupancyTask, Schedule
+
+    steps = TASKS[task][0]
+    common: dict[str, Any] = {
+        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=lr),
+        "schedule": Schedule("cosine", warmup=steps // 20, final=0.05),
+    }
+    if task == "occupancy":
+        return OccupancyTask(linear, width=256, **common)
+    if task == "nerf":
+        sizes: dict[str, Any] = {"depth": 4, "width": 128, "skip": 2, "coarse_samples": 24, "fine_samples": 12}
+        return NeRFTask(linear, sampling="proposal", **sizes, **common)
+    network = {"image_size": 8, "patch_size": 2, "width": 64, "depth": 4, "heads": 4}
+    return ClassificationTask(network_args=network, classes=10, linear=linear, label_smoothing=0.1, **common)
+
+
+def read(task: str) -> Any:
+    from sinelr_lightning.datamodules import DigitsData, NeRFData, OccupancyData
+    from sinelr_lightning.datamodules.augmentation import Augmentation
+
+    steps = TASKS[task][0]
+    if task == "occupancy":
+        return OccupancyData(str(DATA / "watering_can.ply"), batch_size=2048, epoch_steps=steps)
+    if task == "nerf":
+        return NeRFData(str(DATA / "llff_demo"), 2, batch_size=256, epoch_steps=steps)
+    shifted = Augmentation(crop="padded", padding=1, flip=0.0, randaugment=0, mixup=0.0, cutmix=0.0)
+    return DigitsData(augmentation=shifted, batch_size=64, epoch_steps=steps)
+
+
+def score(task: str, linear: LinearFactory, lr: float, seed: int, callbacks: Iterable[Any] = ()) -> dict[str, float]:
+    """Train once; `score` is larger where it is better, the others are as they are called."""
+    steps, name, _ = TASKS[task]
+    settle(seed, "cpu")
+    module = make(task, linear, lr)
+    scores = train(module, read(task), steps, "cpu", (name,), test=TEST.get(task, ""), callbacks=callbacks)
+    size = summarize(module)
+    parameters = {"parameters": size.parameters, "compression": size.compression}
+    return {**scores, **parameters, "score": -scores[name] if name == "loss" else scores[name]}
