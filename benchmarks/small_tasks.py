@@ -45,7 +45,7 @@ def read(task: str) -> Any:
     if task == "occupancy":
         return OccupancyData(str(DATA / "watering_can.ply"), batch_size=2048, epoch_steps=steps)
     if task == "nerf":
-        return NeRFData(str(DATA / "llff_demo"), 2, batch_size=256, epoch_steps=steps)
+        return NeRFData(str(DATA / "llff_demo"), batch_size=256, epoch_steps=steps)
     shifted = Augmentation(crop="padded", padding=1, flip=0.0, randaugment=0, mixup=0.0, cutmix=0.0)
     return DigitsData(augmentation=shifted, batch_size=64, epoch_steps=steps)
 
