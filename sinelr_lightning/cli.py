@@ -37,6 +37,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "sinelr_lightning.commands.rank:rank",
         "Measure rank and phases of sine weights over the frequency, and recommend one for each layer.",
     ),
+    "compare": (
+        "sinelr_lightning.commands.compare:compare",
+        "Compare layers on one task: equal ranks, one budget, a sweep of learning rates each, seeds, a verdict.",
+    ),
     "export": (
         "sinelr_lightning.commands.export:export",
         "Write the network of a checkpoint as ONNX, a torch.export program or tensors; an adapter as a folder.",
@@ -89,7 +93,9 @@ def _dispatch(arguments: list[str]) -> int:
     except SystemExit as stop:  # --help and --version end the parser so
         return int(stop.code or 0)
     init = parser.instantiate(config)
-    functions[config.subcommand](**{k: v for k, v in init[config.subcommand].items() if k != "config"})
+    function = functions[config.subcommand]
+    taken = inspect.signature(function).parameters
+    function(**{name: value for name, value in init[config.subcommand].items() if name in taken})
     return 0
 
 
@@ -112,7 +118,8 @@ def _parser(verb: str | None) -> tuple[ArgumentParser, dict[str, Callable[..., A
         subparser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=line)
         if name == verb:
             functions[name] = _load(target)
-            subparser.add_argument("--config", action="config", help="YAML file with the options below.")
+            if "config" not in inspect.signature(functions[name]).parameters:
+                subparser.add_argument("--config", action="config", help="YAML file with the options below.")
             subparser.add_function_arguments(functions[name], as_positional=False)
         subcommands.add_subcommand(name, subparser, help=line)
     return parser, functions

@@ -1,0 +1,277 @@
+"""`sinelr compare`: methods on one task under one budget, each at its own best learning rate, over seeds."""
+
+import json
+import logging
+import math
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sinelr_lightning.comparison.plan import Case, Plan, Run, parsed_floats, parsed_ints
+from sinelr_lightning.errors import UserError
+
+__all__ = ["compare"]
+
+log = logging.getLogger(__name__)
+
+
+def compare(
+    config: str,
+    linear: str = "SineLowRank,LowRank,Dense",
+    rank: str = "1,5",
+    seeds: str = "3",
+    lrs: str | None = None,
+    metric: str | None = None,
+    mode: str | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    where: str = "model.linear",
+    options: str = "",
+    out: str = "comparison",
+    storage: str | None = None,
+) -> None:
+    """Compare layers on the task of a configuration: equal ranks, one budget, one sweep of learning rates, seeds.
+
+    Each method is trained at every learning rate with the first seed, then with all seeds at its best rate. Every run
+    is a normal run in OUT/runs. Stopped, the same command goes on; given several times, also on several machines that
+    share OUT, the processes share the work. OUT gets compare.md, compare.csv, compare.png and tensorboard/.
+
+    Args:
+        config: YAML file of a `sinelr fit`.
+        linear: Methods apart by commas: classes of layers. The verdicts are on the first one against the others.
+        rank: Ranks apart by commas, for the methods that have one.
+        seeds: Number of seeds, or the seeds themselves apart by commas.
+        lrs: Learning rates apart by commas; by default a third of the configuration's, that one, and three times it.
+        metric: What is compared, such as val/psnr; by default what the task itself chooses its best checkpoint by.
+        mode: max where more of it is better, min where less is; by default the task's.
+        steps: Optimiser steps of each run; by default the configuration's.
+        seconds: Time of each run instead of steps.
+        where: The setting that takes the layers; model.adapter for language models.
+        options: More options for each `sinelr fit`, as one string.
+        out: Folder of the comparison.
+        storage: Where the queue lives: an Optuna URL such as sqlite:///FILE.db or that of a database server; by
+            default a journal file in OUT.
+    """
+    if steps is not None and seconds is not None:
+        raise UserError("give steps or seconds, not both")
+    if mode not in (None, "max", "min"):
+        raise UserError(f"mode must be max or min, got {mode!r}")
+    settings = _read(config)
+    plan = _plan(config, settings, linear, rank, seeds, lrs, metric, mode, steps, seconds, where, options)
+    from sinelr_lightning.comparison.queue import Queue
+    from sinelr_lightning.comparison.report import write_report
+
+    folder = Path(out)
+    queue = Queue(storage or str(folder / "queue.journal"), plan)
+    before, began = len(queue.results()), time.monotonic()
+    while (taken := queue.next()) is not None:
+        run, ticket = taken
+        done = len(queue.results())
+        left = ""
+        if done > before:
+            each = (time.monotonic() - began) / (done - before)
+            left = f", about {_clock(each * (plan.total() - done))} left"
+        log.info("%s (%d of %d done%s)", run.name, done, plan.total(), left)
+        try:
+            with queue.working(ticket):
+                value, details = _train(run, plan, folder)
+        except BaseException:
+            queue.give_back(ticket)
+            raise
+        queue.done(ticket, value, details)
+    text = write_report(plan, queue.results(), queue.details(), folder)
+    sys.stdout.write(f"{text}\n{folder}/compare.md, compare.csv, compare.png\n  tensorboard --logdir {folder}\n")
+
+
+# --------------------------------------------------------------------------------------------------- what is asked
+
+
+def _read(config: str) -> dict[str, Any]:
+    path = Path(config)
+    if not path.is_file():
+        raise UserError(f"config {config} does not exist")
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{config} is not readable YAML: {error}") from error
+    if not isinstance(settings, dict) or "class_path" not in (settings.get("model") or {}):
+        raise UserError(f"{config} has no model.class_path: give the configuration of a sinelr fit")
+    return settings
+
+
+def _plan(
+    config: str,
+    settings: dict[str, Any],
+    linear: str,
+    rank: str,
+    seeds: str,
+    lrs: str | None,
+    metric: str | None,
+    mode: str | None,
+    steps: int | None,
+    seconds: float | None,
+    where: str,
+    options: str,
+) -> Plan:
+    ranks = parsed_ints(rank, "rank")
+    chosen = parsed_ints(seeds, "seeds", least=0)
+    if "," not in seeds:
+        chosen = tuple(range(parsed_ints(seeds, "seeds")[0]))
+    methods = [name.strip() for name in linear.split(",") if name.strip()]
+    if not methods or len(set(methods)) < len(methods):
+        raise UserError(f"linear {linear!r}: name each method once")
+    cases = [Case(name, k) for name in methods for k in (ranks if _has_rank(name) else (None,))]
+    task = _task(settings)
+    metric = metric or task.monitor
+    mode = mode or (task.mode if metric == task.monitor else None)
+    if mode is None:
+        raise UserError(f"mode: say whether more of {metric} is better (max) or less (min)")
+    rates = parsed_floats(lrs, "lrs") if lrs else _around(settings)
+    return Plan(tuple(cases), rates, chosen, metric, mode, config, where, steps, seconds, options)
+
+
+def _has_rank(method: str) -> bool:
+    """Whether this family takes a rank.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    import dataclasses
+
+    import sinelr_lightning.layers  # noqa: F401 (defines the families)
+    from sinelr_lightning.cli import near
+    from sinelr_lightning.layers import LinearFactory
+
+    families = {family.__name__: family for family in _subclasses(LinearFactory)}
+    name = method.rsplit(".", 1)[-1]
+    if name not in families:
+        if "." in method:
+            return True  # a class of the user's own, which the run will import
+        raise UserError(f"linear: unknown method {method!r}{near(method, sorted(families))}")
+    family = families[name]
+    return dataclasses.is_dataclass(family) and "rank" in {field.name for field in dataclasses.fields(family)}
+
+
+def _subclasses(cls: type) -> list[type]:
+    import inspect
+
+    below = [family for child in cls.__subclasses__() for family in _subclasses(child)]
+    return below if inspect.isabstract(cls) else [cls, *below]
+
+
+def _task(settings: dict[str, Any]) -> Any:
+    """The class of the configuration's task, for its `monitor` and `mode`."""
+    import importlib
+
+    import sinelr_lightning.tasks as tasks
+
+    path = settings["model"]["class_path"]
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module) if module else tasks, name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model.class_path {path} cannot be imported: {error}") from error
+
+
+def _around(settings: dict[str, Any]) -> tuple[float, ...]:
+    lr = ((settings["model"].get("init_args") or {}).get("optimizer") or {}).get("init_args", {}).get("lr")
+    if lr is None:
+        raise UserError("the configuration names no model.optimizer.lr: give --lrs 1e-3,3e-3,1e-2")
+    return tuple(float(f"{float(lr) * factor:.3g}") for factor in (1 / 3, 1, 3))
+
+
+# ------------------------------------------------------------------------------------------------------ one run
+
+
+def _train(run: Run, plan: Plan, folder: Path) -> tuple[float | None, dict[str, Any]]:
+    """Train in a process of its own, or go on where an earlier one was stopped; value and notes."""
+    home = folder / "runs" / run.name
+    command = [sys.executable, "-m", "sinelr_lightning", "fit"]
+    stopped = sorted(home.glob("version_*/checkpoints/last.ckpt"))
+    if stopped and not _finished(stopped[-1].parents[1]):
+        command += ["--ckpt_path", str(stopped[-1].parents[1])]
+    else:
+        command += ["--config", plan.config, f"--{plan.where}", run.case.method]
+        if run.case.rank is not None:
+            command += [f"--{plan.where}.rank", str(run.case.rank)]
+        command += [f"--model.optimizer.lr={run.lr!r}", f"--seed_everything={run.seed}"]
+        if plan.steps is not None:
+            command.append(f"--trainer.max_steps={plan.steps}")
+        if plan.seconds is not None:
+            command += ["--trainer.max_steps=-1", f"--trainer.max_time={_days_to_seconds(plan.seconds)}"]
+        command += [f"--runs_dir={folder / 'runs'}", f"--name={run.name}", *shlex.split(plan.options)]
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"{run.name}.log").open("a") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        return _died(run, code, home, logs / f"{run.name}.log")
+    return _value(run, plan, _newest(home))
+
+
+def _newest(home: Path) -> Path:
+    from sinelr_lightning.runs import versions
+
+    return versions(home)[0]
+
+
+def _finished(version: Path) -> bool:
+    try:
+        return "fit" in json.loads((version / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _died(run: Run, code: int, home: Path, log_file: Path) -> tuple[None, dict[str, Any]]:
+    """A run that diverged counts as dead; one that could not begin, or was stopped, ends the comparison.
+
+    Raises:
+        UserError: it could not begin.
+        KeyboardInterrupt: it was stopped.
+    """
+    if code in (130, 143, -2, -15):
+        raise KeyboardInterrupt
+    lines = log_file.read_text(errors="replace").strip().splitlines()
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+    if re.search(r"loss (is|was) |not finite|collapsed|NaN", said) and list(home.glob("version_*")):
+        log.warning("%s died: %s", run.name, said.removeprefix("error: "))
+        return None, {"died": said}
+    raise UserError(f"{run.name} failed with exit code {code}: {said.removeprefix('error: ')} (see {log_file})")
+
+
+def _value(run: Run, plan: Plan, version: Path) -> tuple[float | None, dict[str, Any]]:
+    metrics = json.loads((version / "metrics.json").read_text())
+    figures = metrics["fit"].get("last") or {}
+    if plan.metric not in figures:
+        known = ", ".join(name for name in figures if name != "step") or "none"
+        raise UserError(f"{run.name} logged no {plan.metric}; it logged {known}: take one of these as --metric")
+    model = metrics.get("model", {})
+    parameters = model.get("trained_parameters", model.get("parameters"))
+    share = model.get("trained_share", model.get("compression"))
+    value = figures[plan.metric]
+    return (
+        None if value is None or not math.isfinite(value) else float(value),
+        {
+            "parameters": None if parameters is None else int(parameters),
+            "share": share,
+            "seconds": metrics["fit"].get("seconds"),
+            "folder": str(version),
+        },
+    )
+
+
+def _days_to_seconds(seconds: float) -> str:
+    """As Lightning takes a time: DD:HH:MM:SS."""
+    whole = max(1, round(seconds))
+    return f"{whole // 86400:02d}:{whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,221 @@
+"""What a comparison comes to: a table, plain verdicts, a picture of quality over cost."""
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sinelr_lightning.comparison.plan import Case, Plan, Run
+from sinelr_lightning.files import atomic_path
+
+__all__ = ["Row", "interval", "rows", "verdicts", "write_report"]
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case at its best learning rate.
+
+    Attributes:
+        values: of the metric, one a seed that lived.
+        died: number of seeds whose run died.
+        low, high: bootstrap interval (95 %) of the mean; equal to it for one seed.
+        parameters, share: of the model, and over those of the dense one (None if the run does not say).
+        seconds: of training, mean.
+    """
+
+    case: Case
+    lr: float
+    values: tuple[float, ...]
+    died: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    parameters: int | None
+    share: float | None
+    seconds: float | None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The percentile bootstrap interval (95 %) of a mean, from 10,000 resamples with a fixed seed.
+
+    Efron, Annals of Statistics 7(1), 1979. Of three values it is rough: no statement on a single one.
+    """
+    import numpy as np
+
+    if len(values) < 2:
+        return (values[0], values[0]) if values else (math.nan, math.nan)
+    drawn = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))).mean(1)
+    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+def difference_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The same of the difference of two means, one less the other."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    means = [random.choice(values, (_RESAMPLES, len(values))).mean(1) for values in (one, other)]
+    return float(np.quantile(means[0] - means[1], 0.025)), float(np.quantile(means[0] - means[1], 0.975))
+
+
+def rows(plan: Plan, results: Mapping[str, float | None], details: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """One row for each case that has a best rate, in the order of the plan."""
+    found = []
+    for case in plan.cases:
+        lr = plan.best_lr(case, results)
+        if lr is None:
+            continue
+        every = plan.values(case, results)
+        values = tuple(value for value in every if value is not None and math.isfinite(value))
+        notes = [details.get(Run(case, lr, seed).name, {}) for seed in plan.seeds]
+        seconds = [note["seconds"] for note in notes if note.get("seconds") is not None]
+        size = next((note for note in notes if note.get("parameters") is not None), {})
+        found.append(
+            Row(
+                case,
+                lr,
+                values,
+                len(every) - len(values),
+                statistics.mean(values) if values else math.nan,
+                statistics.stdev(values) if len(values) > 1 else 0.0,
+                *interval(values),
+                size.get("parameters"),
+                size.get("share"),
+                statistics.mean(seconds) if seconds else None,
+            )
+        )
+    return found
+
+
+def verdicts(plan: Plan, table: Sequence[Row]) -> list[str]:
+    """One sentence for each later method against the first at the same rank (against a rankless one at any)."""
+    lines = []
+    first = plan.cases[0].method
+    for row in table:
+        if row.case.method == first:
+            continue
+        for one in table:
+            if one.case.method == first and (
+                None in (one.case.rank, row.case.rank) or one.case.rank == row.case.rank
+            ):
+                lines.append(_verdict(plan, one, row))
+    return lines
+
+
+def _verdict(plan: Plan, one: Row, other: Row) -> str:
+    at = "" if one.case.rank is None else f" at k = {one.case.rank}"
+    if len(one.values) < 2 or len(other.values) < 2:
+        return f"{one.case.method} and {other.case.method}{at}: fewer than two seeds of either say nothing"
+    low, high = difference_interval(one.values, other.values)
+    gain = one.mean - other.mean
+    if plan.mode == "min":
+        gain, low, high = -gain, -high, -low
+    shown = f"{gain:+.3g}, interval {low:+.3g}…{high:+.3g}"
+    if low <= 0 <= high:
+        return f"no difference between {one.case.method} and {other.case.method}{at}: {shown}"
+    return f"{one.case.method} {'better' if low > 0 else 'worse'} than {other.case.method}{at}: {shown}"
+
+
+def markdown(plan: Plan, table: Sequence[Row]) -> str:
+    """The table and the verdicts."""
+    head = ["method", "rank", "parameters", "of dense", plan.metric, "95 % interval", "best lr", "seconds"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in table:
+        value = f"{row.mean:.5g} ± {row.deviation:.2g}" if row.values else "all died"
+        cells = [
+            row.case.method,
+            "–" if row.case.rank is None else str(row.case.rank),
+            "–" if row.parameters is None else f"{row.parameters:,}",
+            "–" if row.share is None else f"{row.share:.2%}",
+            value + (f" ({row.died} died)" if row.died and row.values else ""),
+            f"{row.low:.5g}…{row.high:.5g}" if len(row.values) > 1 else "–",
+            f"{row.lr:g}",
+            "–" if row.seconds is None else f"{row.seconds:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    rates = ", ".join(f"{lr:g}" for lr in plan.lrs)
+    seeds = ", ".join(str(seed) for seed in plan.seeds)
+    setting = f"{plan.config}, {plan.budget}, {plan.metric} ({plan.mode}), learning rates {rates}, seeds {seeds}"
+    said = verdicts(plan, table)
+    if said and len(plan.seeds) < 5:
+        said.append("an interval from fewer than five seeds is narrower than it should be")
+    return "\n".join([setting, "", *lines, "", *(f"- {line}" for line in said), ""])
+
+
+def write_report(
+    plan: Plan, results: Mapping[str, float | None], details: Mapping[str, Mapping[str, Any]], folder: Path
+) -> str:
+    """Write compare.md, compare.csv, compare.png and TensorBoard's hparams; give the Markdown."""
+    table = rows(plan, results, details)
+    text = markdown(plan, table)
+    with atomic_path(folder / "compare.md") as temporary:
+        temporary.write_text(text)
+    with atomic_path(folder / "compare.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "rank", "lr", "seed", plan.metric, "parameters", "share", "seconds", "run"])
+        for case in plan.cases:
+            for lr in plan.lrs:
+                for seed in plan.seeds:
+                    name = Run(case, lr, seed).name
+                    if name in results:
+                        note = details.get(name, {})
+                        value = "" if results[name] is None else results[name]
+                        size = [note.get(key, "") for key in ("parameters", "share", "seconds", "folder")]
+                        writer.writerow([case.method, case.rank or "", lr, seed, value, *size])
+    _draw(plan, table, folder / "compare.png")
+    _hparams(plan, table, folder / "tensorboard")
+    return text
+
+
+def _draw(plan: Plan, table: Sequence[Row], path: Path) -> None:
+    """Quality over parameters, bytes in float32 and seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    costs = [
+        ("parameters", lambda row: row.parameters),
+        ("bytes (float32)", lambda row: None if row.parameters is None else 4 * row.parameters),
+        ("seconds of training", lambda row: row.seconds),
+    ]
+    figure, panels = plt.subplots(1, len(costs), figsize=(4.4 * len(costs), 4), dpi=130, sharey=True)
+    for axes, (label, cost) in zip(panels, costs, strict=True):
+        for method in dict.fromkeys(row.case.method for row in table):
+            own = [row for row in table if row.case.method == method and row.values and cost(row) is not None]
+            if not own:
+                continue
+            x, y = [cost(row) for row in own], [row.mean for row in own]
+            spread = [[row.mean - row.low for row in own], [row.high - row.mean for row in own]]
+            axes.errorbar(x, y, spread, marker="o", capsize=3, label=method)
+            for row in own:
+                if row.case.rank is not None:
+                    axes.annotate(f"k={row.case.rank}", (cost(row), row.mean), fontsize=7, xytext=(4, 4),
+                                  textcoords="offset points")  # fmt: skip
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"{plan.metric} ({'higher' if plan.mode == 'max' else 'lower'} is better)")
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)
+
+
+def _hparams(plan: Plan, table: Sequence[Row], folder: Path) -> None:
+    import shutil
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)  # each report replaces the one before
+    for row in table:
+        if not row.values:
+            continue
+        with SummaryWriter(str(folder / str(row.case).replace(" ", "_"))) as writer:
+            settings = {"method": row.case.method, "rank": row.case.rank or 0, "lr": row.lr}
+            writer.add_hparams(settings, {f"compare/{plan.metric}": row.mean}, run_name=".")

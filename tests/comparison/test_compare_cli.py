@@ -1,0 +1,102 @@
+"""`sinelr compare` on the toy task, with real runs: killed and gone on, and its mistakes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from sinelr_lightning.cli import main
+
+TESTS = Path(__file__).parents[1]
+TOY = """\
+model:
+  class_path: toy.ToyTask
+  init_args:
+    optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}
+data:
+  class_path: toy.ToyData
+  init_args: {slow: 0.02}
+trainer:
+  accelerator: cpu
+  max_steps: 20
+"""
+COMMAND = ["compare", "--config", "toy.yaml", "--linear", "SineLowRank,Dense", "--rank", "1", "--seeds", "1"]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "toy.yaml").write_text(TOY)
+    return tmp_path
+
+
+def figures(text: str) -> list[list[str]]:
+    """The table without its seconds."""
+    return [line.split("|")[1:-2] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_killed_and_gone_on_it_gives_the_same_table(home):
+    whole = [*COMMAND, "--lrs", "0.01"]
+    assert main([*whole, "--out", "whole"]) == 0
+    process = subprocess.Popen([sys.executable, "-m", "sinelr_lightning", *whole, "--out", "killed"])
+    while not list((home / "killed").glob("runs/*/version_0/checkpoints/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([*whole, "--out", "killed"]) == 0
+    tables = [figures((home / out / "compare.md").read_text()) for out in ("whole", "killed")]
+    assert tables[0] == tables[1] and [row[0].strip() for row in tables[0][1:]] == ["SineLowRank", "Dense"]
+    for name in ("compare.csv", "compare.png"):
+        assert (home / "killed" / name).stat().st_size > 100
+    assert list((home / "killed" / "tensorboard").glob("*/events*"))
+    assert len(list((home / "whole" / "runs").iterdir())) == 2
+
+
+def test_a_metric_that_the_run_does_not_log(home, capsys):
+    options = ["--lrs", "0.01", "--linear", "Dense", "--metric", "val/psnr", "--mode", "max"]
+    assert main([*COMMAND, *options]) == 2
+    assert "logged no val/psnr; it logged val/error" in capsys.readouterr().err
+
+
+def test_a_diverged_run_counts_as_dead_and_a_wrong_option_ends_it(home, capsys):
+    dead = ["--lrs", "0.01", "--linear", "Dense", "--options", "--model.poison_step 3"]
+    assert main([*COMMAND, *dead, "--out", "dead"]) == 0
+    assert "all died" in (home / "dead" / "compare.md").read_text()
+    assert main([*COMMAND, "--lrs", "0.01", "--options", "--trainer.max_step 3", "--out", "wrong"]) == 2
+    assert "did you mean --trainer.max_steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "nowhere.yaml"], "config nowhere.yaml does not exist"),
+        (["--linear", "LowRnk"], "linear: unknown method 'LowRnk', did you mean LowRank"),
+        (["--linear", "Dense,Dense"], "name each method once"),
+        (["--seeds", "1,1"], "seeds has one twice: 1, 1"),
+        (["--rank", "0"], "rank: 0 is below 1"),
+        (["--metric", "val/iou"], "mode: say whether more of val/iou is better (max) or less (min)"),
+        (["--mode", "best"], "mode must be max or min"),
+        (["--steps", "5", "--seconds", "3"], "give steps or seconds, not both"),
+        (["--storage", "nosuch://x"], "storage nosuch://x cannot be opened"),
+    ],
+)
+def test_mistakes_are_one_line(options, message, home, capsys):
+    assert main([*COMMAND, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (home / "comparison").exists()
+
+
+def test_a_rate_is_needed(home, capsys):
+    (home / "toy.yaml").write_text(TOY.replace("lr: 0.01", "weight_decay: 0.0"))
+    assert main(COMMAND) == 2
+    assert "the configuration names no model.optimizer.lr: give --lrs" in capsys.readouterr().err
