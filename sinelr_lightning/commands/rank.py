@@ -248,7 +248,7 @@ def _draw(layers: list[Layer], curves: "dict[str, list[AtFrequency]]", best: dic
     right.set(xscale="log", yscale="log", ylim=(1e-7, 1.5), xlabel="number", ylabel="singular value over the largest")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend(fontsize=7, loc="upper left")
+    left.legend(fontsize=7, loc="center right")
     right.legend(fontsize=7, loc="lower left")
     left.set_title("vertical: recommended frequency", fontsize=9)
     figure.tight_layout()
