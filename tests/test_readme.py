@@ -28,6 +28,8 @@ SMALL = {
     "predict": [],
     "export": [],
     "generate": ["--max_new_tokens=8"],
+    "rank": [],
+    "compare": ["--steps=2", "--seeds=1", "--lrs=1e-3", "--linear=LowRank", "--rank=1"],
 }
 HAS_SMOLLM2 = bool(list(importlib.metadata.distributions(name=PACKAGED["smollm2"])))
 # A surface takes more than two steps.
@@ -47,11 +49,13 @@ def test_its_commands_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("sinelr ")]
     assert [c[1] for c in commands].count("fit") >= 2 and {c[1] for c in commands} == {
+        "compare",
         "export",
         "fit",
         "generate",
         "mesh",
         "predict",
+        "rank",
         "render",
         "test",
     }

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
 from sinelr_lightning.layers.powers import enough_degree, power_factors
@@ -65,7 +66,10 @@ def adapted_sine_linear(
             y = _by_autograd(rows, base, u, v, magnitude, scale, omega, gain, bias)
     elif (degree := _thin_degree(x, base, u, v, omega, magnitude)) is not None:
         with without_autocast(x):
-            p, q = power_factors(u, v, omega, degree, x.dtype)
+            # Formed once more in backward: the parts of its monomials would take more room than P and Q.
+            p, q = checkpoint(
+                power_factors, u, v, omega, degree, x.dtype, use_reentrant=False, preserve_rng_state=False
+            )
             frozen = F.linear(rows, base, None if bias is None else bias.to(x.dtype))
             y = torch.addmm(frozen, rows @ q.t(), p * (scale / gain))
     else:

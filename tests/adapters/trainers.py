@@ -15,7 +15,6 @@ from sinelr_lightning.adapters import SineLoraConfig
 from .tiny import ALL, VOCABULARY, llama
 
 STEPS, SAVED_EVERY, DIES_AT = 9, 4, 7
-TRAINERS = ("transformers", "trl")
 
 
 class Dies(TrainerCallback):
