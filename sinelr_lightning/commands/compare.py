@@ -15,6 +15,7 @@ import yaml
 
 from sinelr_lightning.comparison.plan import Case, Plan, Run, parsed_floats, parsed_ints
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.runs import versions
 
 __all__ = ["compare"]
 
@@ -191,39 +192,52 @@ def _around(settings: dict[str, Any]) -> tuple[float, ...]:
 
 def _train(run: Run, plan: Plan, folder: Path) -> tuple[float | None, dict[str, Any]]:
     """Train in a process of its own, or go on where an earlier one was stopped; value and notes."""
-    home = folder / "runs" / run.name
-    command = [sys.executable, "-m", "sinelr_lightning", "fit"]
-    stopped = sorted(home.glob("version_*/checkpoints/last.ckpt"))
-    if stopped and not _finished(stopped[-1].parents[1]):
-        command += ["--ckpt_path", str(stopped[-1].parents[1])]
-    else:
-        command += ["--config", plan.config, f"--{plan.where}", run.case.method]
-        if run.case.rank is not None:
-            command += [f"--{plan.where}.rank", str(run.case.rank)]
-        command += [f"--model.optimizer.lr={run.lr!r}", f"--seed_everything={run.seed}"]
-        if plan.steps is not None:
-            command.append(f"--trainer.max_steps={plan.steps}")
-        if plan.seconds is not None:
-            command += ["--trainer.max_steps=-1", f"--trainer.max_time={_days_to_seconds(plan.seconds)}"]
-        command += [f"--runs_dir={folder / 'runs'}", f"--name={run.name}", *shlex.split(plan.options)]
-    logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / f"{run.name}.log").open("a") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
-    if code:
-        return _died(run, code, home, logs / f"{run.name}.log")
-    return _value(run, plan, _newest(home))
+    home, log_file = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
+    sinelr = [sys.executable, "-m", "sinelr_lightning"]
+    begun = versions(home)[:1]
+    if not (begun and _finished(begun[0])):  # else its worker died before it could say so
+        if begun and (begun[0] / "checkpoints" / "last.ckpt").is_file():
+            wanted = ["--ckpt_path", str(begun[0])]
+        else:
+            wanted = _settings(run, plan, folder)
+        if code := _logged([*sinelr, "fit", *wanted], log_file):
+            return _died(run, code, home, log_file)
+    version = versions(home)[0]
+    fit = _metrics(version)["fit"]
+    if (fit.get("last") or {}).get("step") != fit["steps"]:  # the budget ended between two validations
+        last = version / "checkpoints" / "last.ckpt"
+        if code := _logged([*sinelr, "validate", "--ckpt_path", str(last)], log_file):
+            return _died(run, code, home, log_file)
+    return _value(run, plan, version)
 
 
-def _newest(home: Path) -> Path:
-    from sinelr_lightning.runs import versions
+def _settings(run: Run, plan: Plan, folder: Path) -> list[str]:
+    """Options of a fit that begins."""
+    wanted = ["--config", plan.config, f"--{plan.where}", run.case.method]
+    if run.case.rank is not None:
+        wanted += [f"--{plan.where}.rank", str(run.case.rank)]
+    wanted += [f"--model.optimizer.lr={run.lr!r}", f"--seed_everything={run.seed}"]
+    if plan.steps is not None:
+        wanted.append(f"--trainer.max_steps={plan.steps}")
+    if plan.seconds is not None:
+        wanted += ["--trainer.max_steps=-1", f"--trainer.max_time={_days_to_seconds(plan.seconds)}"]
+    return [*wanted, f"--runs_dir={folder / 'runs'}", f"--name={run.name}", *shlex.split(plan.options)]
 
-    return versions(home)[0]
+
+def _logged(command: list[str], log_file: Path) -> int:
+    """Run a command, all that it says going into the file; its exit code."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("a") as file:
+        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+
+
+def _metrics(version: Path) -> dict[str, Any]:
+    return json.loads((version / "metrics.json").read_text())
 
 
 def _finished(version: Path) -> bool:
     try:
-        return "fit" in json.loads((version / "metrics.json").read_text())
+        return "fit" in _metrics(version)
     except (OSError, ValueError):
         return False
 
@@ -246,10 +260,10 @@ def _died(run: Run, code: int, home: Path, log_file: Path) -> tuple[None, dict[s
 
 
 def _value(run: Run, plan: Plan, version: Path) -> tuple[float | None, dict[str, Any]]:
-    metrics = json.loads((version / "metrics.json").read_text())
-    figures = metrics["fit"].get("last") or {}
+    metrics = _metrics(version)
+    figures = metrics.get("validate") or metrics["fit"].get("last") or {}
     if plan.metric not in figures:
-        known = ", ".join(name for name in figures if name != "step") or "none"
+        known = ", ".join(name for name in figures if name.startswith("val/")) or "none"
         raise UserError(f"{run.name} logged no {plan.metric}; it logged {known}: take one of these as --metric")
     model = metrics.get("model", {})
     parameters = model.get("trained_parameters", model.get("parameters"))
