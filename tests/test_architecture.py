@@ -14,7 +14,7 @@ MODULES = [p.relative_to(ROOT) for p in sorted(ROOT.rglob("*.py"))]
 OURS = ROOT.name
 EVERYBODY = {"errors", "files", "progress"}  # may be imported by all but the layers
 MIDDLE = {"models", "rendering", "geometry", "datamodules", "adapters", "analysis", "layers", *EVERYBODY}
-TOP = {"cli", "commands", "runs", "slurm", "callbacks", "tasks", *MIDDLE}
+TOP = {"cli", "commands", "comparison", "runs", "slurm", "callbacks", "tasks", *MIDDLE}
 
 # What each part may import of the package, besides itself. A name stands for all below it.
 MAY_IMPORT = {
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "callbacks": {"tasks", "runs", *MIDDLE},
     "runs": {"tasks", *MIDDLE},
     "slurm": EVERYBODY,
+    "comparison": EVERYBODY,
     "commands": TOP,
     "cli": TOP,
     "__main__": {"cli"},

@@ -69,7 +69,7 @@ def compare(
     from sinelr_lightning.comparison.report import write_report
 
     folder = Path(out)
-    queue = Queue(storage or str(folder / "queue.journal"), plan)
+    queue = Queue(storage or str(folder / "queue.journal"), plan, folder / "claims")
     before, began = len(queue.results()), time.monotonic()
     while (taken := queue.next()) is not None:
         run, ticket = taken

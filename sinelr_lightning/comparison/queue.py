@@ -1,5 +1,6 @@
 """A queue of runs in Optuna's storage, from which several processes or machines take."""
 
+import itertools
 import json
 import os
 import socket
@@ -26,19 +27,20 @@ class Queue:
     """The runs of one comparison as trials of one Optuna study; each is done once, whoever asks.
 
     A worker that begins a run gives a sign of life every 15 seconds. A run whose worker is silent for two minutes, or
-    whose process is gone from this machine, is handed out again. Of two trials for one run the one with the smaller
-    number counts.
+    whose process is gone from this machine, is handed out again. Which trial does a run is settled by a file in
+    `claims` that only one can make: workers that look at the same moment may each put it into the queue.
 
     Args:
         storage: an Optuna URL (sqlite:///FILE.db, postgresql://…), or a file for Optuna's journal.
         plan: what the runs are of; a study of another plan is refused.
+        claims: folder of those files, which all workers share.
 
     Raises:
         UserError: Optuna is missing, the storage cannot be opened, or it holds another comparison.
     """
 
-    def __init__(self, storage: str, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, storage: str, plan: Plan, claims: Path) -> None:
+        self.plan, self.claims = plan, claims
         self.optuna = _optuna()
         self.study = self._open(storage)
         described = json.dumps(plan.describe(), sort_keys=True)
@@ -121,15 +123,33 @@ class Queue:
             if new or any(trial.state == states.WAITING for trial in known.values()):
                 trial = self.study.ask()
                 name = trial.user_attrs.get("run")
-                counts = next((t.number for t in self._first() if t.user_attrs["run"] == name), None)
-                if name in wanted and counts == trial.number:
+                if name in wanted and self._claim(name, trial.number):
                     self._beat(trial)
                     return wanted[name], trial
-                self.study.tell(trial, state=states.FAIL)  # a run that another trial stands for
+                self.give_back(trial)  # a run that another trial does
                 continue
             if all(known[name].state == states.COMPLETE for name in wanted) and len(wanted) == self.plan.total():
                 return None
             time.sleep(wait)
+
+    def _claim(self, name: str, number: int) -> bool:
+        """Whether this trial is the one that does the run; those that gave it up do not count."""
+        self.claims.mkdir(parents=True, exist_ok=True)
+        states = {trial.number: trial.state for trial in self.study.get_trials(deepcopy=False)}
+        mine = self.claims / f".{socket.gethostname()}-{os.getpid()}"
+        mine.write_text(str(number))
+        try:
+            for attempt in itertools.count():
+                claim = self.claims / f"{name}.{attempt}"
+                try:
+                    os.link(mine, claim)  # fails where it exists, and is never seen half written
+                    return True
+                except FileExistsError:
+                    if states.get(int(claim.read_text())) != self.optuna.trial.TrialState.FAIL:
+                        return False
+        finally:
+            mine.unlink()
+        return False
 
     def _take_back(self) -> None:
         for trial in self._first():

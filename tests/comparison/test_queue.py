@@ -18,11 +18,11 @@ from sinelr_lightning.errors import UserError
 
 PLAN = Plan((Case("A", 1), Case("B", None)), (0.1, 0.2), (0, 1), "m", "max", "a.yaml")
 WORKER = """
-import os, sys, time
+import os, pathlib, sys, time
 sys.path.insert(0, {tests!r})
 from comparison.test_queue import PLAN
 from sinelr_lightning.comparison.queue import Queue
-queue = Queue(sys.argv[1], PLAN)
+queue = Queue(sys.argv[1], PLAN, pathlib.Path("claims"))
 while (taken := queue.next(wait=0.1)) is not None:
     run, ticket = taken
     with open(sys.argv[2], "a") as file:
@@ -42,7 +42,7 @@ def worker(storage: str, file: Path, pause: float = 0.0) -> subprocess.Popen:
 @every_storage
 def test_all_runs_once(storage: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    queue, seen = Queue(storage, PLAN), []
+    queue, seen = Queue(storage, PLAN, tmp_path), []
     while (taken := queue.next()) is not None:
         run, ticket = taken
         seen.append(run.name)
@@ -52,7 +52,7 @@ def test_all_runs_once(storage: str, tmp_path, monkeypatch):
     ]  # fmt: skip
     assert queue.results()["A_k1_lr0.2_seed1"] == 0.2 and queue.results()["B_lr0.1_seed0"] is None
     assert queue.details()["B_lr0.1_seed0"] == {"seconds": 1.0}
-    assert Queue(storage, PLAN).next() is None  # and it is kept
+    assert Queue(storage, PLAN, tmp_path).next() is None  # and it is kept
 
 
 @every_storage
@@ -62,6 +62,18 @@ def test_two_workers_do_no_run_twice(storage: str, tmp_path, monkeypatch):
     assert [process.wait(60) for process in workers] == [0, 0]
     seen = (tmp_path / "seen").read_text().split()
     assert len(seen) == len(set(seen)) == PLAN.total()
+
+
+def test_of_two_trials_for_one_run_one_does_it(tmp_path):
+    queue = Queue(str(tmp_path / "q"), PLAN, tmp_path / "claims")
+    name = PLAN.wanted({})[0].name
+    for _ in range(2):  # as two workers that look at the same moment
+        queue.study.enqueue_trial({}, user_attrs={"run": name})
+    first = queue.study.ask()
+    assert queue._claim(name, first.number)
+    assert not queue._claim(name, 1)
+    queue.give_back(first)
+    assert queue._claim(name, 1) and not queue._claim(name, 2)
 
 
 def test_a_killed_workers_run_is_done_again(tmp_path, monkeypatch):
@@ -77,15 +89,15 @@ def test_a_killed_workers_run_is_done_again(tmp_path, monkeypatch):
 
 
 def test_a_silent_worker_elsewhere_loses_its_run(tmp_path, monkeypatch):
-    queue = Queue(str(tmp_path / "q"), PLAN)
+    queue = Queue(str(tmp_path / "q"), PLAN, tmp_path)
     run, ticket = queue.next()
     monkeypatch.setattr(module.socket, "gethostname", lambda: "elsewhere")
-    assert Queue(str(tmp_path / "q"), PLAN).next()[0] != run  # it lives
+    assert Queue(str(tmp_path / "q"), PLAN, tmp_path).next()[0] != run  # it lives
     monkeypatch.setattr(module, "_SILENT", -1.0)
-    assert Queue(str(tmp_path / "q"), PLAN).next()[0] != run  # the second one's, taken back: the first waits behind
+    assert Queue(str(tmp_path / "q"), PLAN, tmp_path).next()[0] != run  # the other's, taken back
     names = []
     monkeypatch.setattr(module, "_SILENT", 120.0)
-    last = Queue(str(tmp_path / "q"), PLAN)
+    last = Queue(str(tmp_path / "q"), PLAN, tmp_path)
     for _ in range(3):
         names.append(last.next()[0].name)
     assert run.name in names
@@ -94,7 +106,7 @@ def test_a_silent_worker_elsewhere_loses_its_run(tmp_path, monkeypatch):
 
 
 def test_a_run_given_back_is_handed_out_again(tmp_path):
-    queue = Queue(str(tmp_path / "q"), PLAN)
+    queue = Queue(str(tmp_path / "q"), PLAN, tmp_path)
     run, ticket = queue.next()
     queue.give_back(ticket)
     assert run in [queue.next()[0] for _ in range(4)]
@@ -102,7 +114,7 @@ def test_a_run_given_back_is_handed_out_again(tmp_path):
 
 def test_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BEAT", 0.01)
-    queue = Queue(str(tmp_path / "q"), PLAN)
+    queue = Queue(str(tmp_path / "q"), PLAN, tmp_path)
     _, ticket = queue.next()
     first = queue.study.trials[0].user_attrs["worker"]["seen"]
     with queue.working(ticket):
@@ -111,12 +123,12 @@ def test_signs_of_life(tmp_path, monkeypatch):
 
 
 def test_mistakes(tmp_path):
-    Queue(str(tmp_path / "q"), PLAN)
+    Queue(str(tmp_path / "q"), PLAN, tmp_path)
     other = Plan(PLAN.cases, PLAN.lrs, (0, 1, 2), "m", "max", "a.yaml")
     with pytest.raises(UserError, match=r"holds another comparison: seeds is \[0, 1, 2\] here and \[0, 1\] there"):
-        Queue(str(tmp_path / "q"), other)
+        Queue(str(tmp_path / "q"), other, tmp_path)
     with pytest.raises(UserError, match="storage nosuch://x cannot be opened"):
-        Queue("nosuch://x", PLAN)
+        Queue("nosuch://x", PLAN, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be opened"):
-        Queue(str(tmp_path / "file" / "q"), PLAN)
+        Queue(str(tmp_path / "file" / "q"), PLAN, tmp_path)
