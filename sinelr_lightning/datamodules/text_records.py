@@ -26,7 +26,7 @@ TEXTS = (".txt", ".md")
 ROLES = ("system", "user", "assistant")
 FIELDS = '"instruction", "input" (may be left out) and "output", or "messages"'
 SURROGATE = re.compile("[\ud800-\udfff]")
-FORMAT = re.compile(r"(?:^|\n)Answer format: *(\S.*?)\s*$")
+FORMAT = re.compile(r"(?:^|\s)Answer format: *(\S.*?)\s*$")
 
 Document = tuple[str, str]
 """`(name, text)`: the name is the file, or the topic of a manual."""

@@ -80,7 +80,7 @@ def _monomials(rank: int, degree: int) -> tuple[Tensor, Tensor]:
     """Which factors each monomial of that degree multiplies [degree, monomials], and how often it occurs."""
     chosen = list(combinations_with_replacement(range(rank), degree))
     times = [math.factorial(degree) // math.prod(math.factorial(one.count(a)) for a in set(one)) for one in chosen]
-    return torch.tensor(chosen).t().contiguous(), torch.tensor(times)
+    return torch.tensor(chosen, device="cpu").t().contiguous(), torch.tensor(times, device="cpu")
 
 
 @lru_cache(maxsize=64)
