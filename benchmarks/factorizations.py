@@ -1,7 +1,7 @@
 """Every factorization at equal parameters on small tasks: the same steps, the same sweep of learning rates, seeds.
 
-A budget is the parameters of low rank at rank k. A family takes part where a rank of its own comes near to them from
-below; its actual parameters are in the table. Each case runs at three rates (further where the best is the outermost)
+A budget is the parameters of low rank at rank k. A family takes part where a rank of its own comes near to them; its
+actual parameters are in the table. Each case runs at three rates (further where the best is the outermost)
 with one seed, then with all seeds at its best rate.
 
     python benchmarks/factorizations.py                      # hours on two CPU cores
@@ -14,7 +14,7 @@ import argparse
 import functools
 from collections.abc import Callable
 
-from small_tasks import TASKS, score
+from small_tasks import TASKS, score, shown
 from sweep import RESULTS, Case, Run, Sweep
 from timing import markdown
 
@@ -72,21 +72,12 @@ def run(task: str, one: Run) -> dict[str, float]:
 
 
 def table(sweep: Sweep, task: str, cases: list[Case]) -> str:
-    sign = -1 if TASKS[task][1] == "loss" else 1
     rows = []
     for case in sorted(cases, key=lambda case: (case[1], -sweep.mean(case, "score")[0])):
         mean, deviation = sweep.mean(case, "score")
         share, parameters = sweep.mean(case, "compression")[0], sweep.mean(case, "parameters")[0]
-        rows.append(
-            [
-                str(case[1] or "–"),
-                case[0],
-                f"{parameters:,.0f}",
-                f"{share:.1%}",
-                f"{sign * mean:.4g} ± {deviation:.2g}",
-            ]
-        )
-        rows[-1].append(f"{sweep.best_lr(case):g}")
+        rows.append([str(case[1] or "–"), case[0], f"{parameters:,.0f}", f"{share:.1%}"])
+        rows[-1] += [f"{shown(task, mean):.4g} ± {deviation:.2g}", f"{sweep.best_lr(case):g}"]
     return markdown(["budget k", "layers", "parameters", "of dense", TASKS[task][2], "best lr"], rows)
 
 

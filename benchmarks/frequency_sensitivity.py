@@ -19,7 +19,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from small_tasks import TASKS, score
+from small_tasks import TASKS, score, shown
 from sweep import RESULTS, Case, Run, Sweep
 from timing import markdown
 from torch import Tensor
@@ -42,10 +42,10 @@ class LearntFrequency(SineKin):
     by_row: bool = False
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
-        return {**self.sine().factors(m, n, zero=zero), "stretch": torch.zeros(m if self.by_row else 1, 1)}
+        return {**super().factors(m, n, zero=zero), "stretch": torch.zeros(m if self.by_row else 1, 1)}
 
     def weight(self, U: Tensor, V: Tensor, stretch: Tensor) -> Tensor:
-        return self.sine().weight(wide(U) * 4.0 ** torch.tanh(wide(stretch)), V)
+        return self.sine_weight(wide(U) * 4.0 ** torch.tanh(wide(stretch)), V)
 
     def groups(self) -> dict[str, FactorGroup]:
         return {**super().groups(), "stretch": FactorGroup(lr_multiplier=0.1, decays=False)}
@@ -95,14 +95,15 @@ def at_its_best(sweep: Sweep, case: Case, lrs: list[float]) -> tuple[float, floa
 
 
 def table(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> str:
-    sign = -1 if TASKS[task][1] == "loss" else 1
     rows = []
     for rank in ranks:
         best = max(at_its_best(sweep, (f"{spread:g}", rank), lrs)[0] for spread in SPREADS)
         for method in [*(f"{spread:g}" for spread in SPREADS), *VARIANTS]:
             mean, deviation, lr = at_its_best(sweep, (method, rank), lrs)
             name = method if method in VARIANTS else f"{method} rad"
-            rows.append([str(rank), name, f"{sign * mean:.4g} ± {deviation:.2g}", f"{lr:g}", f"{mean - best:+.3g}"])
+            rows.append(
+                [str(rank), name, f"{shown(task, mean):.4g} ± {deviation:.2g}", f"{lr:g}", f"{mean - best:+.3g}"]
+            )
     return markdown(["rank", "phases spread", TASKS[task][2], "best lr", "against the best spread"], rows)
 
 
@@ -112,7 +113,6 @@ def plot(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sign = -1 if TASKS[task][1] == "loss" else 1
     figure, axes = plt.subplots(1, len(ranks), figsize=(4.6 * len(ranks), 4), dpi=130, squeeze=False)
     for axis, rank in zip(axes[0], ranks, strict=True):
         cells = [[statistics.mean(scores(sweep, (f"{s:g}", rank), lr)) for lr in lrs] for s in SPREADS]
@@ -120,7 +120,9 @@ def plot(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> None:
         image = axis.imshow(cells, origin="lower", aspect="auto", vmin=statistics.median(finite), vmax=max(finite))
         for row, line in enumerate(cells):
             for column, value in enumerate(line):
-                axis.annotate(f"{sign * value:.3g}", (column, row), ha="center", va="center", color="w", fontsize=8)
+                axis.annotate(
+                    f"{shown(task, value):.3g}", (column, row), ha="center", va="center", color="w", fontsize=8
+                )
         axis.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
         axis.set_yticks(range(len(SPREADS)), [f"{spread:g}" for spread in SPREADS])
         axis.set(title=f"{task}, rank {rank}", xlabel="learning rate", ylabel="spread of the phases at first, rad")

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from peft import LoraConfig
 
 from sinelr_lightning.layers import Factorization
+from sinelr_lightning.layers.factory import subclasses
 
 __all__ = ["FactorizedLoraConfig", "SineLoraConfig", "as_lora"]
 
@@ -70,7 +70,7 @@ class FactorizedLoraConfig(LoraConfig):
 
     def family(self, rank: int) -> Factorization:
         """The factorization of a layer whose adapter has this rank."""
-        families = {family.__name__: family for family in _families()}
+        families = {family.__name__: family for family in subclasses(Factorization) if not inspect.isabstract(family)}
         family = families.get(self.factorization or "")
         if family is None:
             near = get_close_matches(str(self.factorization), families) or sorted(families)
@@ -168,10 +168,3 @@ def _one(name: str, default: Any, value: Any, **others: Any) -> Any:
     if len(set(given.values())) > 1:
         raise ValueError(f"one value, please: {', '.join(f'{key}={other}' for key, other in given.items())}")
     return next(iter(given.values()), value)
-
-
-def _families(family: type[Factorization] = Factorization) -> Iterator[type[Factorization]]:
-    for child in family.__subclasses__():
-        if not inspect.isabstract(child):
-            yield child
-        yield from _families(child)

@@ -29,10 +29,9 @@ def measure(sine: Sine, omegas: Sequence[float]) -> list[AtFrequency]:
     """Measure a sine at each frequency; one weight at a time is formed."""
     found = []
     for omega in omegas:
-        moved = replace(sine, omega=omega)
-        phases = phase_statistics(moved)
-        weight = phase_of(sine.u.detach(), sine.v.detach(), omega).sin_()
-        found.append(AtFrequency(omega, phases, spectrum(weight), expected_stable_rank(sine.u, sine.v, omega)))
+        values = spectrum(phase_of(sine.u.detach(), sine.v.detach(), omega).sin_())
+        phases = phase_statistics(replace(sine, omega=omega), values.stable_rank)
+        found.append(AtFrequency(omega, phases, values, expected_stable_rank(sine.u, sine.v, omega)))
     return found
 
 

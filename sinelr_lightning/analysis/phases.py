@@ -59,9 +59,8 @@ def sines(model: nn.Module) -> Iterator[tuple[str, Sine]]:
     for name, layer in model.named_modules():
         if isinstance(layer, FactorizedLayer):
             family = layer.factorization
-            sine = family.sine() if isinstance(family, SineKin) else family
-            if isinstance(sine, SineLowRank) and not isinstance(family, ActivatedLowRank):
-                yield name, Sine(sine.omega(layer.weight_shape[1]), layer.U, layer.V)
+            if isinstance(family, SineKin) and not isinstance(family, ActivatedLowRank):
+                yield name, Sine(family.omega(layer.weight_shape[1]), layer.U, layer.V)
         elif adapters is not None and isinstance(layer, adapters.FactorizedLoraLayer):
             for adapter in layer.active_adapters:
                 if layer.ours(adapter) and isinstance(sine := layer.formula(adapter), SineLowRank):
@@ -83,8 +82,8 @@ def phase_spread(u: Tensor, v: Tensor, omega: float) -> float:
 
 
 @torch.no_grad()
-def phase_statistics(sine: Sine) -> PhaseStatistics:
-    """Measure one layer; its weight is formed once."""
+def phase_statistics(sine: Sine, known: float | None = None) -> PhaseStatistics:
+    """Measure one layer; its weight is formed once, unless its stable rank is `known`."""
     u, v, omega = sine.u.detach(), sine.v.detach(), sine.omega
     m, n = len(u), len(v)
     sample = phase_of(u[:: math.ceil(m / _SAMPLED)], v[:: math.ceil(n / _SAMPLED)], omega)
@@ -95,7 +94,7 @@ def phase_statistics(sine: Sine) -> PhaseStatistics:
     return PhaseStatistics(
         spread=phase_spread(u, v, omega),
         beyond=float((sample.abs() > math.pi).float().mean()),
-        stable_rank=stable_rank(phase_of(u, v, omega).sin_()),
+        stable_rank=stable_rank(phase_of(u, v, omega).sin_()) if known is None else known,
         columns=None if nodes is None else nodes.columns(u.shape[1]),
         rounding=phase_spread(*error, omega),
     )

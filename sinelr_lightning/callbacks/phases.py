@@ -48,9 +48,10 @@ class PhaseMonitor(L.Callback):
         """Look when it is time."""
         if trainer.global_step % self.every:
             return
-        looks = [(name, sine, _look(sine)) for name, sine in sines(pl_module)]  # on each process: parts are gathered
+        found = [(name, sine, _gathered(sine)) for name, sine in sines(pl_module)]  # by all processes together
         if not trainer.is_global_zero:
             return
+        looks = [(name, sine, phase_statistics(whole)) for name, sine, whole in found]
         figures = {
             f"phases/{kind}/{name}": value
             for name, sine, statistics in looks
@@ -65,13 +66,13 @@ class PhaseMonitor(L.Callback):
                 log.warning(line)
 
 
-def _look(sine: Sine) -> PhaseStatistics:
-    return phase_statistics(replace(sine, u=_gathered(sine.u), v=_gathered(sine.v)))
+def _gathered(sine: Sine) -> Sine:
+    """With factors as wholes: FSDP2 shares them out."""
 
+    def whole(factor: Tensor) -> Tensor:
+        return factor.full_tensor() if isinstance(factor, DTensor) else factor
 
-def _gathered(factor: Tensor) -> Tensor:
-    """A factor as a whole: FSDP2 shares it out."""
-    return factor.full_tensor() if isinstance(factor, DTensor) else factor
+    return replace(sine, u=whole(sine.u), v=whole(sine.v))
 
 
 def _gradient_to_weight(sine: Sine) -> float | None:

@@ -121,9 +121,9 @@ def _plan(
     options: str,
 ) -> Plan:
     ranks = parsed_ints(rank, "rank")
-    chosen = parsed_ints(seeds, "seeds", least=0)
-    if "," not in seeds:
-        chosen = tuple(range(parsed_ints(seeds, "seeds")[0]))
+    listed = "," in seeds
+    numbers = parsed_ints(seeds, "seeds", least=0 if listed else 1)
+    chosen = numbers if listed else tuple(range(numbers[0]))
     methods = [name.strip() for name in linear.split(",") if name.strip()]
     if not methods or len(set(methods)) < len(methods):
         raise UserError(f"linear {linear!r}: name each method once")
@@ -144,12 +144,13 @@ def _has_rank(method: str) -> bool:
         UserError: there is no such family.
     """
     import dataclasses
+    import inspect
 
     import sinelr_lightning.layers  # noqa: F401 (defines the families)
     from sinelr_lightning.cli import near
-    from sinelr_lightning.layers import LinearFactory
+    from sinelr_lightning.layers.factory import LinearFactory, subclasses
 
-    families = {family.__name__: family for family in _subclasses(LinearFactory)}
+    families = {cls.__name__: cls for cls in subclasses(LinearFactory) if not inspect.isabstract(cls)}
     name = method.rsplit(".", 1)[-1]
     if name not in families:
         if "." in method:
@@ -157,13 +158,6 @@ def _has_rank(method: str) -> bool:
         raise UserError(f"linear: unknown method {method!r}{near(method, sorted(families))}")
     family = families[name]
     return dataclasses.is_dataclass(family) and "rank" in {field.name for field in dataclasses.fields(family)}
-
-
-def _subclasses(cls: type) -> list[type]:
-    import inspect
-
-    below = [family for child in cls.__subclasses__() for family in _subclasses(child)]
-    return below if inspect.isabstract(cls) else [cls, *below]
 
 
 def _task(settings: dict[str, Any]) -> Any:

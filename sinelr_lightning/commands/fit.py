@@ -5,7 +5,7 @@ import os
 import shutil
 import warnings
 from argparse import ArgumentError
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sinelr_lightning.commands.request import Request, read_request
 from sinelr_lightning.commands.settings import differences, settings
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import LinearFactory
+from sinelr_lightning.layers.factory import LinearFactory, subclasses
 from sinelr_lightning.runs import load_checkpoint
 from sinelr_lightning.slurm import check_allocation
 from sinelr_lightning.tasks.base import Task
@@ -108,7 +108,7 @@ class SinelrCLI(LightningCLI):
         except ArgumentError as error:
             known = [a.dest for a in self._subcommand_parsers[self.request.verb]._actions]
             bases = (Task, L.LightningDataModule, LinearFactory, L.Callback, Optimizer, Logger)
-            classes = [cls for base in bases for cls in _subclasses(base)]
+            classes = [cls for base in bases for cls in subclasses(base)]
             raise UserError(one_line(str(error), known, classes)) from error
 
     @staticmethod
@@ -232,12 +232,6 @@ class SaveConfig(SaveConfigCallback):
     def on_train_batch_start(self, *_: Any) -> None:
         """Note that there is something to keep."""
         self.request.began = True
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)
 
 
 def _stopped(request: Request, code: int) -> int:

@@ -71,7 +71,7 @@ def rank(
     if ckpt_path is not None:
         layers = _of_checkpoint(ckpt_path)
     elif shape is not None:
-        layers = [_fresh(f"{shape}", *_parsed(shape), rank)]
+        layers = [_fresh(shape, *_parsed(shape), rank)]
     else:
         layers = _of_model(str(model), rank)
     _report(layers, phase_spread, frequencies, Path(out), logdir)
@@ -157,11 +157,9 @@ def _report(
     console = Console(highlight=False)
     best = {layer.name: recommended_frequency(layer.sine, spread) for layer in layers}
     curves: dict[str, list[AtFrequency]] = {}
-    now: dict[str, AtFrequency] = {}
     with progress_bar() as show:
         for number, layer in enumerate(layers):
             show(layer.name, number, len(layers))
-            (now[layer.name],) = measure(layer.sine, [layer.sine.omega])
             if number < CURVES and best[layer.name] < float("inf"):
                 omegas = frequencies or [best[layer.name] * factor for factor in GRID]
                 curves[layer.name] = measure(layer.sine, sorted(omegas))
@@ -169,15 +167,16 @@ def _report(
     if len(layers) == 1:
         (layer,) = layers
         table = Table(*figures, title=f"{layer.name}: {layer.size}")
-        for point in curves.get(layer.name, [now[layer.name]]):
+        for point in curves.get(layer.name) or measure(layer.sine, [layer.sine.omega]):
             table.add_row(*_cells(point))
     else:
         table = Table(Column("layer", overflow="fold"), "size", *figures)
         for layer in layers:
-            table.add_row(_name(layer), layer.size, *_cells(now[layer.name]))
+            (now,) = measure(layer.sine, [layer.sine.omega])
+            table.add_row(_name(layer), layer.size, *_cells(now))
     console.print(table)
     for layer in layers:
-        console.print(_advice(layer, now[layer.name], best[layer.name], spread))
+        console.print(_advice(layer, best[layer.name], spread))
     if curves:
         _draw(layers, curves, best, out)
         console.print(f"curves in {out}")
@@ -204,19 +203,18 @@ def _cells(point: "AtFrequency") -> list[str]:
     ]
 
 
-def _advice(layer: Layer, now: "AtFrequency", best: float, spread: float) -> str:
+def _advice(layer: Layer, best: float, spread: float) -> str:
     from sinelr_lightning.analysis.frequency import USUAL_STEP, phase_step
 
     if best == float("inf"):
         return f"{_name(layer)}: its factors are zero, so there is no phase to go by: train it first"
     step = phase_step(replace(layer.sine, omega=best), LEARNING_RATE)
-    what = (
-        f"the phases of the trained factors then spread {spread:g} rad"
-        if layer.trained
-        else (f"the phases start with a spread of {spread:g} rad")
-    )
+    if layer.trained:
+        what = f"the phases of the trained factors then spread {spread:g} rad"
+    else:
+        what = f"the phases start with a spread of {spread:g} rad"
     if layer.sine.adapter:
-        what = f"only then do they spread {spread:g} rad; at {now.omega:.4g} it is a low-rank update"
+        what = f"only then do they spread {spread:g} rad; at {layer.sine.omega:.4g} it is a low-rank update"
     return (
         f"{_name(layer)}: frequency {best:.4g}, lr_multiplier {USUAL_STEP / step:.2g} at lr {LEARNING_RATE:g}: "
         f"{what}, and a step of Adam moves them by {USUAL_STEP:g} rad"
@@ -224,14 +222,12 @@ def _advice(layer: Layer, now: "AtFrequency", best: float, spread: float) -> str
 
 
 def _draw(layers: list[Layer], curves: "dict[str, list[AtFrequency]]", best: dict[str, float], out: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
     from sinelr_lightning.files import user_file
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), dpi=130)
+    figure = Figure(figsize=(11, 4.5), dpi=130)
+    left, right = figure.subplots(1, 2)
     for layer in layers:
         points = curves.get(layer.name)
         if points is None:
@@ -254,7 +250,6 @@ def _draw(layers: list[Layer], curves: "dict[str, list[AtFrequency]]", best: dic
     figure.tight_layout()
     with user_file(out) as temporary:
         figure.savefig(temporary)
-    plt.close(figure)
 
 
 def _log(curves: "dict[str, list[AtFrequency]]", logdir: str) -> None:

@@ -158,10 +158,7 @@ class Queue:
             began = trial.datetime_start.timestamp()
             if not _lost(trial.user_attrs.get("worker") or {"host": "", "process": 0, "seen": began}):
                 continue
-            try:
-                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-            except ValueError:  # another worker was faster
-                continue
+            self.give_back(trial.number)
 
     def _beat(self, trial: Trial) -> None:
         worker = {"host": socket.gethostname(), "process": os.getpid(), "seen": time.time()}
@@ -192,9 +189,9 @@ class Queue:
             trial.set_user_attr("details", details)
             self.study.tell(trial, 0.0 if value is None else value)
 
-    def give_back(self, trial: Trial) -> None:
+    def give_back(self, trial: Trial | int) -> None:
         """Let somebody else do it."""
-        with suppress(ValueError):
+        with suppress(ValueError):  # another worker was faster
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sinelr_lightning.comparison.plan import Case, Plan, Run
 from sinelr_lightning.files import atomic_path
 
@@ -46,21 +48,25 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
     Efron, Annals of Statistics 7(1), 1979. Of three values it is rough: no statement on a single one.
     """
-    import numpy as np
-
     if len(values) < 2:
         return (values[0], values[0]) if values else (math.nan, math.nan)
-    drawn = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))).mean(1)
-    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+    return _middle(_means(values, np.random.default_rng(0)))
 
 
 def difference_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """The same of the difference of two means, one less the other."""
-    import numpy as np
-
     random = np.random.default_rng(0)
-    means = [random.choice(values, (_RESAMPLES, len(values))).mean(1) for values in (one, other)]
-    return float(np.quantile(means[0] - means[1], 0.025)), float(np.quantile(means[0] - means[1], 0.975))
+    return _middle(_means(one, random) - _means(other, random))
+
+
+def _means(values: Sequence[float], random: np.random.Generator) -> np.ndarray:
+    return random.choice(values, (_RESAMPLES, len(values))).mean(1)
+
+
+def _middle(drawn: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle 95 %."""
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def rows(plan: Plan, results: Mapping[str, float | None], details: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -174,17 +180,15 @@ def write_report(
 
 def _draw(plan: Plan, table: Sequence[Row], path: Path) -> None:
     """Quality over parameters, bytes in float32 and seconds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     costs = [
         ("parameters", lambda row: row.parameters),
         ("bytes (float32)", lambda row: None if row.parameters is None else 4 * row.parameters),
         ("seconds of training", lambda row: row.seconds),
     ]
-    figure, panels = plt.subplots(1, len(costs), figsize=(4.4 * len(costs), 4), dpi=130, sharey=True)
+    figure = Figure(figsize=(4.4 * len(costs), 4), dpi=130)
+    panels = figure.subplots(1, len(costs), sharey=True)
     for axes, (label, cost) in zip(panels, costs, strict=True):
         for method in dict.fromkeys(row.case.method for row in table):
             own = [row for row in table if row.case.method == method and row.values and cost(row) is not None]
@@ -204,7 +208,6 @@ def _draw(plan: Plan, table: Sequence[Row], path: Path) -> None:
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
-    plt.close(figure)
 
 
 def _hparams(plan: Plan, table: Sequence[Row], folder: Path) -> None:

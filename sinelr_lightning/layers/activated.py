@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.sine_kin import SineKin
 
 __all__ = ["ActivatedLowRank"]
@@ -47,10 +46,9 @@ class ActivatedLowRank(SineKin):
         """U [m, rank] and V [n, rank]; U is zero for `zero=True`."""
         if zero and self.activation not in ("tanh", "sigmoid"):
             raise ValueError(f"{self.activation} has no slope at 0: no training would leave it, take tanh or sigmoid")
-        return self.sine().factors(m, n, zero=zero)
+        return super().factors(m, n, zero=zero)
 
     def weight(self, U: Tensor, V: Tensor) -> Tensor:
         """The weight [m, n]."""
-        sine, n = self.sine(), V.shape[0]
-        phi, phase = ACTIVATIONS[self.activation], (wide(U) * sine.omega(n)) @ wide(V).t()
-        return (phi(phase) - phi(phase.new_zeros(()))) / sine.divisor(n)
+        phi, phase = ACTIVATIONS[self.activation], self.phases(U, V)
+        return (phi(phase) - phi(phase.new_zeros(()))) / self.divisor(V.shape[0])

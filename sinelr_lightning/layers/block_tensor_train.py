@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import Factorization, wide
-from sinelr_lightning.layers.kronecker import balanced
+from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
+from sinelr_lightning.layers.kronecker import balanced, check_fewer
 
 __all__ = ["BlockTensorTrain"]
 
@@ -30,18 +30,13 @@ class BlockTensorTrain(Factorization):
     rank: int
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_rank_given(self.rank)
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
         """L [m₁, n₂, rank, m₂] and R [n₂, m₁, rank, n₁]; L is zero for `zero=True`."""
         (m1, m2), (n1, n2) = balanced(m), balanced(n)
-        count = self.rank * m1 * n2 * (m2 + n1)
-        if count >= m * n:
-            raise ValueError(
-                f"{m1}×{n2} blocks of {m2}×{n1} at rank {self.rank} have {count:,} parameters, the dense {m}×{n} "
-                f"weight {m * n:,}: take a smaller rank, or Dense"
-            )
+        what = f"{m1}×{n2} blocks of {m2}×{n1} at rank {self.rank}"
+        check_fewer(what, self.rank * m1 * n2 * (m2 + n1), m, n)
         left = torch.empty(m1, n2, self.rank, m2).uniform_(-1, 1) / math.sqrt(n2 * self.rank)
         right = torch.empty(n2, m1, self.rank, n1).uniform_(-1, 1) * math.sqrt(3 / n1)
         return {"L": torch.zeros_like(left) if zero else left, "R": right}

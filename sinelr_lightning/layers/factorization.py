@@ -24,6 +24,7 @@ __all__ = [
     "FactorGroup",
     "Factorization",
     "check_rank",
+    "check_rank_given",
     "kaiming_factors",
     "product_type",
     "wide",
@@ -56,6 +57,16 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A block in which products on x's device run in the types of their operands."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def check_rank_given(rank: int) -> None:
+    """Refuse a rank that no weight of any size can have.
+
+    Raises:
+        ValueError: rank < 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
 
 
 def check_rank(rank: int, m: int, n: int) -> None:

@@ -2,12 +2,13 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-__all__ = ["Dense", "LinearFactory"]
+__all__ = ["Dense", "LinearFactory", "subclasses"]
 
 
 class LinearFactory(ABC):
@@ -38,3 +39,10 @@ class Dense(LinearFactory):
 
     def __call__(self, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
         return nn.Linear(in_features, out_features, bias)
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    """All classes below this one, however deep, as far as their modules are imported."""
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)

@@ -9,6 +9,8 @@ from torch import Tensor
 from sinelr_lightning.layers.factorization import FactorGroup, product_type, wide
 from sinelr_lightning.layers.select import thin_nodes
 from sinelr_lightning.layers.sine_kin import SineKin
+from sinelr_lightning.layers.sine_low_rank import SineLowRank
+from sinelr_lightning.layers.sine_ops import sine_linear
 
 __all__ = ["FourierLowRank", "ResidualSine"]
 
@@ -29,22 +31,23 @@ class ResidualSine(SineKin):
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
         """U [m, rank], V [n, rank] and mix [2]; U is zero for `zero=True`."""
-        return {**self.sine().factors(m, n, zero=zero), "mix": torch.ones(2)}
+        return {**super().factors(m, n, zero=zero), "mix": torch.ones(2)}
 
     def weight(self, U: Tensor, V: Tensor, mix: Tensor) -> Tensor:
         """The weight [m, n]."""
         a, b = wide(mix)
-        return a * (wide(U) @ wide(V).t()) + b * self.sine().weight(U, V)
+        return a * (wide(U) @ wide(V).t()) + b * self.sine_weight(U, V)
 
     def linear(self, x: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, mix: Tensor) -> Tensor:
         """By the low-rank and the sine's thin products where the sine has them, else formed."""
         n = V.shape[0]
         x = x.to(product_type(x))
-        if torch.compiler.is_compiling() or thin_nodes(U, V, self.sine().omega(n), x.dtype) is None:
+        if torch.compiler.is_compiling() or thin_nodes(U, V, self.omega(n), x.dtype) is None:
             return super().linear(x, bias, U, V, mix)
         a, b = mix.to(x.dtype)
         low_rank = F.linear(x @ V.to(x.dtype), U.to(x.dtype))
-        return a * low_rank + b * self.sine().linear(x, None, U, V) + (0 if bias is None else bias.to(x.dtype))
+        sine = sine_linear(x, U, V, None, self.omega(n), self.divisor(n))
+        return a * low_rank + b * sine + (0 if bias is None else bias.to(x.dtype))
 
     def multiply_adds(self, U: Tensor, V: Tensor, mix: Tensor) -> int:
         """m·n, or with c thin columns of the sine (k + c)·(m + n)."""
@@ -52,7 +55,8 @@ class ResidualSine(SineKin):
 
     def served(self, U: Tensor, V: Tensor, mix: Tensor) -> tuple[Tensor, ...]:
         """(W,), or thin factors with those of the low-rank part beside the sine's."""
-        sine, (a, b) = self.sine().served(U, V), mix
+        settings = (self.rank, self.frequency, self.gain, self.phase_spread, self.lr_multiplier)
+        sine, (a, b) = SineLowRank(*settings).served(U, V), mix
         if len(sine) == 1:
             return (self.weight(U, V, mix),)
         return torch.cat([a * U, b * sine[0]], 1), torch.cat([V.t(), sine[1]])
@@ -87,15 +91,14 @@ class FourierLowRank(SineKin):
         """U [m, rank], V [n, rank], mix [terms] and shift [terms]; U is zero for `zero=True`."""
         mix = torch.zeros(self.terms)
         mix[0] = 1
-        return {**self.sine().factors(m, n, zero=zero), "mix": mix, "shift": torch.zeros(self.terms)}
+        return {**super().factors(m, n, zero=zero), "mix": mix, "shift": torch.zeros(self.terms)}
 
     def weight(self, U: Tensor, V: Tensor, mix: Tensor, shift: Tensor) -> Tensor:
         """The weight [m, n]."""
-        sine, n = self.sine(), V.shape[0]
-        phase = (wide(U) * sine.omega(n)) @ wide(V).t()
+        phase = self.phases(U, V)
         terms = zip(wide(mix), wide(shift), strict=True)
         overtones = (c * torch.sin(f * phase + s) for f, (c, s) in enumerate(terms, 1))
-        return sum(overtones, torch.zeros_like(phase)) / sine.divisor(n)
+        return sum(overtones, torch.zeros_like(phase)) / self.divisor(V.shape[0])
 
     def groups(self) -> dict[str, FactorGroup]:
         """As those of the sine; the scalars do not decay either."""

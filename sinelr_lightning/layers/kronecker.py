@@ -6,15 +6,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import Factorization, wide
+from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
 
-__all__ = ["Kronecker", "balanced"]
+__all__ = ["Kronecker", "balanced", "check_fewer"]
 
 
 def balanced(size: int) -> tuple[int, int]:
     """The two factors of `size` that lie nearest to each other, the smaller first: (24, 32) for 768."""
     small = next(d for d in range(math.isqrt(size), 0, -1) if size % d == 0)
     return small, size // small
+
+
+def check_fewer(what: str, count: int, m: int, n: int) -> None:
+    """Refuse factors with as many parameters as the m×n weight that they stand for.
+
+    Raises:
+        ValueError: `what` has count ≥ m·n parameters.
+    """
+    if count >= m * n:
+        raise ValueError(
+            f"{what} have {count:,} parameters, the dense {m}×{n} weight {m * n:,}: take a smaller rank, or Dense"
+        )
 
 
 @dataclass(frozen=True)
@@ -34,18 +46,13 @@ class Kronecker(Factorization):
     rank: int
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_rank_given(self.rank)
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
         """A and B; A is zero for `zero=True`."""
         (m1, m2), (n1, n2) = balanced(m), balanced(n)
-        count = self.rank * (m1 * n1 + m2 * n2)
-        if count >= m * n:
-            raise ValueError(
-                f"{self.rank} Kronecker products of {m1}×{n1} and {m2}×{n2} have {count:,} parameters, the dense "
-                f"{m}×{n} weight {m * n:,}: take a smaller rank, or Dense"
-            )
+        what = f"{self.rank} Kronecker products of {m1}×{n1} and {m2}×{n2}"
+        check_fewer(what, self.rank * (m1 * n1 + m2 * n2), m, n)
         a = torch.empty(self.rank, m1, n1).uniform_(-1, 1) * math.sqrt(3 / (n1 * self.rank))
         b = torch.empty(self.rank, m2, n2).uniform_(-1, 1) / math.sqrt(n2)
         return {"A": torch.zeros_like(a) if zero else a, "B": b}

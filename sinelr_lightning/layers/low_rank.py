@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import Factorization, check_rank, kaiming_factors, wide
+from sinelr_lightning.layers.factorization import Factorization, check_rank, check_rank_given, kaiming_factors, wide
 
 __all__ = ["LowRank"]
 
@@ -28,8 +28,7 @@ class LowRank(Factorization):
     rank: int
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_rank_given(self.rank)
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
         """U [m, rank] and V [n, rank]; U is zero for `zero=True`."""

@@ -1,17 +1,35 @@
-"""What the factorizations share that put something else, or something more, in the place of the sine."""
+"""What the sine shares with the factorizations that put something else, or something more, in its place."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sinelr_lightning.layers.factorization import FactorGroup, Factorization
-from sinelr_lightning.layers.sine_low_rank import SineLowRank
+import torch
+from torch import Tensor
+
+from sinelr_lightning.layers.factorization import (
+    FactorGroup,
+    Factorization,
+    check_rank,
+    check_rank_given,
+    kaiming_factors,
+)
+from sinelr_lightning.layers.sine_ops import phase_of
 
 __all__ = ["SineKin"]
 
 
 @dataclass(frozen=True)
 class SineKin(Factorization):
-    """A factorization with the hyperparameters of a `SineLowRank`, which starts as one does."""
+    """A function of the phases ω·U·Vᵀ, over g: the hyperparameters, the factors and their start are the sine's.
+
+    Args:
+        rank, frequency, gain, phase_spread, lr_multiplier: see `SineLowRank`.
+
+    Raises:
+        ValueError: rank < 1, frequency, gain, phase_spread or lr_multiplier ≤ 0; rank ≥ min(m, n) when a layer is
+            made.
+    """
 
     rank: int
     frequency: float | Literal["auto"] = "auto"
@@ -20,12 +38,37 @@ class SineKin(Factorization):
     lr_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
-        self.sine()
+        check_rank_given(self.rank)
+        if isinstance(self.frequency, str) and self.frequency != "auto":
+            raise ValueError(f'frequency must be a positive number or "auto", got {self.frequency!r}')
+        for name in ("frequency", "gain", "phase_spread", "lr_multiplier"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a positive number, got {value}")
 
-    def sine(self) -> SineLowRank:
-        """The sine with these hyperparameters."""
-        return SineLowRank(self.rank, self.frequency, self.gain, self.phase_spread, self.lr_multiplier)
+    def omega(self, n: int) -> float:
+        """The frequency ω of a layer with n inputs: 96 for n = 256 and a phase spread of 2 rad."""
+        return 3 * math.sqrt(n) * self.phase_spread if self.frequency == "auto" else float(self.frequency)
+
+    def divisor(self, n: int) -> float:
+        """The gain g of a layer with n inputs."""
+        return math.sqrt(n) if self.gain is None else self.gain
+
+    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
+        """U [m, rank] and V [n, rank] as in the paper's code; U is zero for `zero=True`."""
+        check_rank(self.rank, m, n)
+        u, v = kaiming_factors(m, n, self.rank)
+        return {"U": torch.zeros_like(u) if zero else u, "V": v}
+
+    def phases(self, U: Tensor, V: Tensor) -> Tensor:
+        """ω·U·Vᵀ, [m, n], in float32 or wider."""
+        return phase_of(U, V, self.omega(V.shape[0]))
+
+    def sine_weight(self, U: Tensor, V: Tensor) -> Tensor:
+        """sin(ω·U·Vᵀ)/g, [m, n], in float32 or wider."""
+        return torch.sin(self.phases(U, V)) / self.divisor(V.shape[0])
 
     def groups(self) -> dict[str, FactorGroup]:
-        """As those of the sine."""
-        return self.sine().groups()
+        """The factors do not decay: decay would shrink the phases, and with them the rank, not the weight."""
+        group = FactorGroup(lr_multiplier=self.lr_multiplier, decays=False)
+        return {"U": group, "V": group}

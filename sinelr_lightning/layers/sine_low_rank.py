@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,20 +10,17 @@ from torch import Tensor
 from sinelr_lightning.layers import sine_ops
 from sinelr_lightning.layers.adapted import adapted_sine_linear
 from sinelr_lightning.layers.factorization import (
-    FactorGroup,
-    Factorization,
-    check_rank,
-    kaiming_factors,
     wide,
 )
 from sinelr_lightning.layers.select import thin_nodes
+from sinelr_lightning.layers.sine_kin import SineKin
 from sinelr_lightning.layers.thin import thin_factors
 
 __all__ = ["SineLowRank"]
 
 
 @dataclass(frozen=True)
-class SineLowRank(Factorization):
+class SineLowRank(SineKin):
     """W = sin(ω·U·Vᵀ)/g with U [m, rank], V [n, rank]; k(m + n) parameters, a rank that grows with ω.
 
     The argument of the sine is the *phase*, in radians. With the initialisation of the paper its spread at the start
@@ -45,40 +42,9 @@ class SineLowRank(Factorization):
             made.
     """
 
-    rank: int
-    frequency: float | Literal["auto"] = "auto"
-    gain: float | None = None
-    phase_spread: float = 2.0
-    lr_multiplier: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if isinstance(self.frequency, str) and self.frequency != "auto":
-            raise ValueError(f'frequency must be a positive number or "auto", got {self.frequency!r}')
-        for name in ("frequency", "gain", "phase_spread", "lr_multiplier"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be a positive number, got {value}")
-
-    def omega(self, n: int) -> float:
-        """The frequency ω of a layer with n inputs: 96 for n = 256 and a phase spread of 2 rad."""
-        return 3 * math.sqrt(n) * self.phase_spread if self.frequency == "auto" else float(self.frequency)
-
-    def divisor(self, n: int) -> float:
-        """The gain g of a layer with n inputs."""
-        return math.sqrt(n) if self.gain is None else self.gain
-
-    def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
-        """U [m, rank] and V [n, rank] as in the paper's code; U is zero for `zero=True`."""
-        check_rank(self.rank, m, n)
-        u, v = kaiming_factors(m, n, self.rank)
-        return {"U": torch.zeros_like(u) if zero else u, "V": v}
-
     def weight(self, U: Tensor, V: Tensor) -> Tensor:
         """sin(ω·U·Vᵀ)/g, [m, n]; the phases are formed in float32 or wider."""
-        n = V.shape[0]
-        return torch.sin((wide(U) * self.omega(n)) @ wide(V).t()) / self.divisor(n)
+        return self.sine_weight(U, V)
 
     def linear(self, x: Tensor, bias: Tensor | None, U: Tensor, V: Tensor) -> Tensor:
         """x·Wᵀ + bias by the cheaper of the thin and the formed way; nothing of size m×n is kept for backward."""
@@ -156,8 +122,3 @@ class SineLowRank(Factorization):
             (replace(self, gain=gain.item(), frequency=omega), {"U": u, "V": v})
             for u, v, gain in zip(*best, strict=True)
         ]
-
-    def groups(self) -> dict[str, FactorGroup]:
-        """The factors do not decay: decay would shrink the phases, and with them the rank, not the weight."""
-        group = FactorGroup(lr_multiplier=self.lr_multiplier, decays=False)
-        return {"U": group, "V": group}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import Factorization, wide
+from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
 from sinelr_lightning.layers.low_rank import LowRank
 from sinelr_lightning.layers.sine_kin import SineKin
 
@@ -18,6 +18,10 @@ def _support(m: int, n: int, density: float) -> dict[str, Tensor]:
     count = max(1, round(density * m * n))
     index = torch.randperm(m * n)[:count].sort().values
     return {"index": index, "values": torch.empty(count).uniform_(-1, 1) / math.sqrt(n)}
+
+
+def _with_sparse(dense: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    return dense.flatten().index_add(0, index, wide(values)).view_as(dense)
 
 
 def _check_density(density: float) -> None:
@@ -46,7 +50,7 @@ class SparseLowRank(Factorization):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        LowRank(self.rank)
+        check_rank_given(self.rank)
         _check_density(self.density)
         if not self.scale > 0:
             raise ValueError(f"scale must be a positive number, got {self.scale}")
@@ -58,8 +62,7 @@ class SparseLowRank(Factorization):
 
     def weight(self, U: Tensor, V: Tensor, index: Tensor, values: Tensor) -> Tensor:
         """The weight [m, n]."""
-        dense = wide(U * self.scale) @ wide(V).t()
-        return dense.flatten().index_add(0, index, wide(values)).view_as(dense)
+        return _with_sparse(wide(U * self.scale) @ wide(V).t(), index, values)
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,8 @@ class SparseSine(SineKin):
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
         """U [m, rank], V [n, rank], index and values [density·m·n]; U and the values are zero for `zero=True`."""
         sparse = _support(m, n, self.density)
-        return {**self.sine().factors(m, n, zero=zero), **sparse, "values": sparse["values"] * (not zero)}
+        return {**super().factors(m, n, zero=zero), **sparse, "values": sparse["values"] * (not zero)}
 
     def weight(self, U: Tensor, V: Tensor, index: Tensor, values: Tensor) -> Tensor:
         """The weight [m, n]."""
-        dense = self.sine().weight(U, V)
-        return dense.flatten().index_add(0, index, wide(values)).view_as(dense)
+        return _with_sparse(self.sine_weight(U, V), index, values)

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sinelr_lightning.analysis import phase_spread, sines
+from sinelr_lightning.analysis import phase_spread, phase_statistics, sines
 from sinelr_lightning.callbacks import PhaseMonitor
-from sinelr_lightning.callbacks.phases import _look, _warnings
+from sinelr_lightning.callbacks.phases import _warnings
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import LowRank, SineLowRank
 
@@ -98,7 +98,7 @@ def test_advice_leads_to_the_usual_spread():
     """Of the frequency that a warning names the spread is two radians."""
     torch.manual_seed(0)
     layer = SineLowRank(2, frequency=1.5)(64, 64)
-    (line,) = _warnings([(name, found, _look(found)) for name, found in sines(nn.Sequential(layer))])
+    (line,) = _warnings([(name, found, phase_statistics(found)) for name, found in sines(nn.Sequential(layer))])
     omega = float(line.rsplit(" ", 1)[1])
     assert phase_spread(layer.U, layer.V, omega) == pytest.approx(2.0, rel=0.1)
 
