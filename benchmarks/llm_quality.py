@@ -69,7 +69,7 @@ def make(args: argparse.Namespace, case: Case, lr: float = 1e-3) -> Any:
         kind = type(f"Hira{kind.__name__}", (_Hira, kind), {})
     alpha = 2 * rank * options.pop("alpha", 1.0)  # s = 2 at every rank
     if options.get("rslora"):
-        alpha = 2 * math.sqrt(8)  # and so for rsLoRA at rank 4 · 2
+        alpha = 2 * math.sqrt(8)  # one alpha at every rank, as its rule wants it: s = alpha/√r is 2 at rank 8, 4 at 2
     return kind(
         base=args.base,
         alpha=alpha,

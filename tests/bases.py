@@ -4,14 +4,14 @@ import torch
 from tokens import CHATML, byte_level, paired
 
 
-def write_llama(folder, seed=0, tie=False, chat=True, **sizes):
-    """A random Llama of two blocks with a byte-level tokenizer; returns the folder's name."""
+def write_llama(folder, seed=0, tie=False, chat=True, tokens=None, config=None, model=None, **sizes):
+    """A random Llama, or one of its kin, of two blocks with a byte-level tokenizer; returns the folder's name."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_level(CHATML if chat else None)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, **sizes}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    made = (config or LlamaConfig)(
+        vocab_size=tokens or len(tokenizer),
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tie,
@@ -20,7 +20,7 @@ def write_llama(folder, seed=0, tie=False, chat=True, **sizes):
         **shape,
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    (model or LlamaForCausalLM)(made).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -56,6 +56,11 @@ class FactorizedLoraEmbedding(FactorizedLoraLayer, lora.Embedding):
             return super().factors(adapter)
         return self.lora_embedding_A[adapter].t(), self.lora_embedding_B[adapter]
 
+    def factor_names(self, adapter: str) -> dict[str, str]:
+        if adapter in self.lora_A:
+            return super().factor_names(adapter)
+        return {"U": f"lora_embedding_A.{adapter}", "V": f"lora_embedding_B.{adapter}"}
+
     def begin(self, adapter: str, factorization: Factorization, zero: bool) -> None:
         """Draw factors as the formula wants them: with PEFT's own, of size 1, a step would be turns of a sine."""
         if not is_product(factorization):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sinelr_lightning.adapters.config import FactorizedLoraConfig, as_lora, is_product
 from sinelr_lightning.adapters.variant import FactorizedVariant, Factors
-from sinelr_lightning.layers import Factorization
+from sinelr_lightning.layers import FactorGroup, Factorization
 from sinelr_lightning.layers.factorization import product_type, wide
 
 __all__ = ["FactorizedLoraLayer"]
@@ -40,6 +40,7 @@ class FactorizedLoraLayer(LoraLayer):
     lora_dropout: Any
     plain_bases: tuple[type[nn.Module], ...] = ()  # base layers whose weight may be read and multiplied by ourselves
     along_outputs = 1  # the dimension of a matrix along which one output's entries lie
+    keeps = True  # whether evaluation keeps the whole weight; not where weights are shared out over processes
     merge_rounding: float | None = None  # largest entry by which a merged weight differs from the exact one
     _kept: tuple[Any, Tensor] | None = None
 
@@ -59,9 +60,17 @@ class FactorizedLoraLayer(LoraLayer):
         a, b = self.lora_A[adapter], self.lora_B[adapter]
         return tuple(a) if isinstance(a, Factors) else (b.weight.flatten(1), a.weight.flatten(1).t())
 
+    def factor_names(self, adapter: str) -> dict[str, str]:
+        """The parameter that holds each factor."""
+        if isinstance(self.lora_A[adapter], Factors):
+            return {name: f"lora_A.{adapter}.{name}" for name, _ in self.lora_A[adapter].named_parameters()}
+        return {"U": f"lora_B.{adapter}.weight", "V": f"lora_A.{adapter}.weight"}
+
     def base_matrix(self) -> Tensor:
         """The frozen weight [m, n], dequantised."""
-        weight = dequantize_module_weight(self.base)
+        weight = self.base.weight
+        if not self._is_plain(weight):  # PEFT's function would break a graph of the compiler
+            weight = dequantize_module_weight(self.base)
         return transpose(weight, self.fan_in_fan_out).flatten(1)
 
     def as_base(self, matrix: Tensor) -> Tensor:
@@ -140,6 +149,15 @@ class FactorizedLoraLayer(LoraLayer):
             return super().get_delta_weight(adapter)  # ty: ignore[missing-attribute]
         return self.as_base(self.formula(adapter).weight(*self.factors(adapter)) * self.scaling[adapter])
 
+    def factor_groups(self) -> dict[str, FactorGroup]:
+        """How an optimiser should treat the factors of our adapters, by the parameters' names."""
+        groups: dict[str, FactorGroup] = {}
+        for adapter in self.lora_variant:
+            if self.ours(adapter):
+                names = self.factor_names(adapter)
+                groups |= {names[f]: group for f, group in self.formula(adapter).groups().items() if f in names}
+        return groups
+
     # -- one product -------------------------------------------------------------------------------------------------
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = None if args or kwargs else self._only_adapter()
@@ -167,8 +185,11 @@ class FactorizedLoraLayer(LoraLayer):
         if len(active) != 1 or not self.ours(active[0]):
             return None
         idle = not self.training or isinstance(self.lora_dropout[active[0]], nn.Identity)
-        plain = base.weight.is_floating_point() and type(base.weight) in (Tensor, nn.Parameter)
-        return active[0] if idle and plain else None
+        return active[0] if idle and self._is_plain(base.weight) else None
+
+    @staticmethod
+    def _is_plain(weight: Tensor) -> bool:
+        return weight.is_floating_point() and type(weight) in (Tensor, nn.Parameter)
 
     def _magnitude(self, adapter: str) -> Tensor | None:
         """The learnt magnitude [m] of a DoRA adapter."""
@@ -187,7 +208,7 @@ class FactorizedLoraLayer(LoraLayer):
         sources = [self.base_layer.weight, *self.lora_A[adapter].parameters(), *self.lora_B[adapter].parameters()]
         sources += [] if magnitude is None else [magnitude]
         key: Any = None
-        if not isinstance(scale, Tensor) and not any(source.is_inference() for source in sources):
+        if self.keeps and not isinstance(scale, Tensor) and not any(source.is_inference() for source in sources):
             key = (adapter, scale, dtype, *((source.data_ptr(), source._version) for source in sources))
             if self._kept is not None and self._kept[0] == key:
                 return self._kept[1]

@@ -15,7 +15,7 @@ from sinelr_lightning.adapters.config import FactorizedLoraConfig, as_lora
 from sinelr_lightning.adapters.kinds import adopt, upgrade
 from sinelr_lightning.adapters.layers import FactorizedLoraLayer
 
-__all__ = ["FactorizedLoraModel", "probe_tokens"]
+__all__ = ["FactorizedLoraModel", "check_patterns", "probe_tokens"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class FactorizedLoraModel(LoraModel):
         if isinstance(config, FactorizedLoraConfig):
             _check_name(adapter_name, self.prefix)
             if isinstance(config.target_modules, list | set) and kwargs.get("state_dict") is None:
-                _check_patterns(model, config.target_modules)
+                check_patterns(model, config.target_modules, "target_modules")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     @staticmethod
@@ -146,7 +146,12 @@ def _check_name(name: str, prefix: str) -> None:
         )
 
 
-def _check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
+def check_patterns(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
+    """See to it that each pattern is the end of some module's name.
+
+    Raises:
+        ValueError: one is not; names near it, and those of linear layers.
+    """
     names = [name.replace(".base_layer", "") for name, _ in model.named_modules() if name]
     for pattern in patterns:
         if any(name == pattern or name.endswith(f".{pattern}") for name in names):
@@ -155,7 +160,7 @@ def _check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
         near = get_close_matches(pattern, endings, cutoff=0.4)
         linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         raise ValueError(
-            f"target_modules: no module's name ends in {pattern!r}; near it are {', '.join(near) or 'none'}; "
+            f"{setting}: no module's name ends in {pattern!r}; near it are {', '.join(near) or 'none'}; "
             f"linear layers here end in {', '.join(sorted(linear)[:12]) or 'nothing: there are none'}"
         )
 

@@ -42,7 +42,7 @@ def as_plain_lora(model: PeftModel, rank: int, adapter: str = "default") -> Plai
         adapter: which one.
 
     Raises:
-        ValueError: no layer has such an adapter, or rank < 1.
+        ValueError: no layer has such an adapter, it has biases of its own (`lora_bias`), or rank < 1.
     """
     layers = {
         name: layer
@@ -53,6 +53,9 @@ def as_plain_lora(model: PeftModel, rank: int, adapter: str = "default") -> Plai
         raise ValueError(
             f"rank {rank}: take at least 1" if layers else f"no layer has a factorized adapter {adapter}"
         )
+    ours: Any = model.peft_config[adapter]
+    if ours.lora_bias:
+        raise ValueError("an adapter with lora_bias is no update of the weight alone: no plain LoRA has its biases")
     state: dict[str, Tensor] = {}
     kept = total = 0.0
     for name, layer in layers.items():
@@ -67,7 +70,6 @@ def as_plain_lora(model: PeftModel, rank: int, adapter: str = "default") -> Plai
         else:
             state |= {f"base_model.model.{name}.lora_A.weight": a.contiguous()}
             state |= {f"base_model.model.{name}.lora_B.weight": b.contiguous()}
-    ours: Any = model.peft_config[adapter]
     others = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     state |= {key: value.cpu() for key, value in others.items() if ".lora_" not in key}  # modules trained whole
     config = LoraConfig(
@@ -75,6 +77,7 @@ def as_plain_lora(model: PeftModel, rank: int, adapter: str = "default") -> Plai
         lora_alpha=rank,
         target_modules=sorted(layers),
         modules_to_save=ours.modules_to_save,
+        trainable_token_indices=ours.trainable_token_indices,
         fan_in_fan_out=ours.fan_in_fan_out,
         task_type=ours.task_type,
         base_model_name_or_path=ours.base_model_name_or_path,

@@ -1,5 +1,6 @@
 """Language models with adapters as folders that others load: an adapter of PEFT, a merged model, a plain LoRA."""
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def export_adapter(task: AdaptedTask, out: Path, form: AdapterFormat, rank: int 
         with task.network.disable_adapter():
             base = task.network(input_ids=tokens).logits.float()
     size = float(trained.abs().max())
+    if not math.isfinite(size):
+        raise UserError("the logits are no numbers: the adapter's weights hold NaN or infinity")
     if float((trained - base).abs().max()) == 0:
         raise UserError("the adapter changes nothing: the logits are those of the base model; train it first")
     kept = None

@@ -49,7 +49,10 @@ def generate(
     from sinelr_lightning.tasks.language import LanguageTask
 
     if prompt == "-":
-        prompt = sys.stdin.read()
+        try:
+            prompt = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompt on standard input is not {error.encoding}") from error
     if not prompt.strip():
         raise UserError("the prompt is empty")
     task = load(ckpt_path, LanguageTask, device)
@@ -64,12 +67,13 @@ def _stream(task: "LanguageTask", prompt: str, adapter: bool, seed: int, **optio
     from transformers import GenerationConfig, TextStreamer
 
     tokens = task.prompt(prompt).to(task.device)
-    room = getattr(task.network.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None and tokens.shape[1] >= room:
-        raise UserError(f"the prompt has {tokens.shape[1]} tokens, the model reads {room}")
+    if task.positions is not None:
+        if tokens.shape[1] >= task.positions:
+            raise UserError(f"the prompt has {tokens.shape[1]} tokens, the model reads {task.positions}")
+        options["max_new_tokens"] = min(options["max_new_tokens"], task.positions - tokens.shape[1])
     torch.manual_seed(seed)
     config = GenerationConfig(
-        eos_token_id=task.tokenizer.eos_token_id, pad_token_id=task.network.config.pad_token_id, **options
+        eos_token_id=task.end_tokens(), pad_token_id=task.network.config.pad_token_id, **options
     )
     streamer = TextStreamer(task.tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:

@@ -128,7 +128,7 @@ def _loaded(name: str) -> Any:
     from sinelr_lightning.tasks.pretrained import load_model, need_language_packages
 
     need_language_packages()
-    return load_model(name, "AutoModel", torch.float32)
+    return load_model(name, "AutoModel", torch.float32)[0]
 
 
 def _of_checkpoint(ckpt_path: str) -> list[Layer]:

@@ -133,6 +133,27 @@ class TextData(RankedData, ABC):
             if split not in self._groups:
                 self._groups[split] = self.encode(split, self._read[split])
 
+    def check_room(self, vocabulary: int, positions: int | None) -> None:
+        """See to it that a model can read every sample.
+
+        Args:
+            vocabulary: tokens that the model knows.
+            positions: tokens that a sample may have; None for any number.
+
+        Raises:
+            UserError: it cannot.
+        """
+        samples = [sample for groups in self._groups.values() for group in groups for sample in group]
+        longest = max(len(sample.ids) for sample in samples)
+        if positions is not None and longest > positions:
+            raise UserError(f"a sample has {longest} tokens, the model reads {positions}: lower data.max_length")
+        largest = max(int(max(sample.ids)) for sample in samples)
+        if largest >= vocabulary:
+            raise UserError(
+                f"the tokenizer gives token {largest}, the model knows {vocabulary} tokens, numbered from 0: they "
+                "do not belong together, or tokens were added without resizing the model's embedding"
+            )
+
     @property
     def source(self) -> str:
         """What the training data is called."""

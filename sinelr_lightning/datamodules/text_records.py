@@ -258,9 +258,10 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
 
 def _given_choices(item: dict[str, Any], where: str) -> tuple[tuple[str, ...], int]:
     choices = item["choices"]
-    texts = isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)
-    if not texts or len(choices) < 2:
-        raise UserError(f'{where}: "choices" must be a list of two or more answers, each of them text')
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise UserError(f'{where}: "choices" must be a list of two or more answers')
+    for number, choice in enumerate(choices):
+        _check_text(choice, f"choice {number}", where)
     if len(set(choices)) < len(choices):
         raise UserError(f'{where}: "choices" names an answer twice; each must differ from the others')
     answer = item.get("answer")
@@ -280,6 +281,8 @@ def _format_choices(record: Record, answer: str) -> tuple[tuple[str, ...], int]:
     if found is None:
         return (), -1
     words = [word.strip() for word in found[1].split("/")]
+    if len(words) < 2:  # "a number": nothing to choose from
+        return (), -1
     if answer not in words:
         raise UserError(f'{record.where}: "answer" is {answer!r}; its answer format allows {", ".join(words)}')
     places = list(re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", record.output))
@@ -293,13 +296,16 @@ def _text(item: dict[str, Any], key: str, where: str, empty: bool = False) -> st
     """`item[key]`, which must be text, and more than white space unless `empty`."""
     if key not in item:
         raise UserError(f'{where}: has no "{key}"; {FIELDS} are accepted')
-    value = item[key]
+    return _check_text(item[key], f'"{key}"', where, empty)
+
+
+def _check_text(value: Any, what: str, where: str, empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise UserError(f'{where}: "{key}" is {_kind(value)}; text is expected')
+        raise UserError(f"{where}: {what} is {_kind(value)}; text is expected")
     if not value.strip() and not empty:
-        raise UserError(f'{where}: "{key}" is empty; text is expected')
+        raise UserError(f"{where}: {what} is empty; text is expected")
     if SURROGATE.search(value):
-        raise UserError(f'{where}: "{key}" holds half of a surrogate pair, \\ud800 to \\udfff, which is no character')
+        raise UserError(f"{where}: {what} holds half of a surrogate pair, \\ud800 to \\udfff, which is no character")
     return value
 
 

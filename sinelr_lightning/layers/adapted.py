@@ -18,10 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
-from sinelr_lightning.layers.powers import enough_degree, power_factors
+from sinelr_lightning.layers.powers import enough_degree, power_linear
 from sinelr_lightning.layers.sine_ops import phase_of
 
 __all__ = ["adapted_sine_linear", "rows_of_length"]
@@ -66,12 +65,7 @@ def adapted_sine_linear(
             y = _by_autograd(rows, base, u, v, magnitude, scale, omega, gain, bias)
     elif (degree := _thin_degree(x, base, u, v, omega, magnitude)) is not None:
         with without_autocast(x):
-            # Formed once more in backward: the parts of its monomials would take more room than P and Q.
-            p, q = checkpoint(
-                power_factors, u, v, omega, degree, x.dtype, use_reentrant=False, preserve_rng_state=False
-            )
-            frozen = F.linear(rows, base, None if bias is None else bias.to(x.dtype))
-            y = torch.addmm(frozen, rows @ q.t(), p * (scale / gain))
+            y = power_linear(rows, base, bias, scale / gain, u, v, omega, degree)
     else:
         y = _Adapted.apply(rows, base, u, v, bias, magnitude, scale, omega, gain)
     return y.reshape(*x.shape[:-1], u.shape[0])

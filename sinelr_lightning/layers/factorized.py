@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _ntuple
 from torch.utils.checkpoint import checkpoint
 
-from sinelr_lightning.layers.factorization import Factorization
+from sinelr_lightning.layers.factorization import FactorGroup, Factorization
 
 __all__ = [
     "FactorizedConv",
@@ -67,6 +67,11 @@ class FactorizedLayer(nn.Module):
     def factors(self) -> tuple[Tensor, ...]:
         """The factors in the order in which the factorization takes them."""
         return tuple(getattr(self, name) for name in self.factor_names)
+
+    def factor_groups(self) -> dict[str, FactorGroup]:
+        """How an optimiser should treat the factors that say it."""
+        groups = self.factorization.groups()
+        return {name: group for name, group in groups.items() if name in self._parameters}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -5,7 +5,6 @@ from typing import Any
 from torch import nn
 
 from sinelr_lightning.layers.factorization import FactorGroup
-from sinelr_lightning.layers.factorized import FactorizedLayer
 
 __all__ = ["parameter_groups"]
 
@@ -13,18 +12,17 @@ __all__ = ["parameter_groups"]
 def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups of the trainable parameters, each with `params`, `weight_decay`, `lr_multiplier` and `name`.
 
-    Factors follow their factorization's `groups()`; vectors and scalars (biases, norms) do not decay. The caller
-    multiplies each group's learning rate by its `lr_multiplier`.
+    Factors follow their factorization's `groups()`, in layers and in adapters (`factor_groups`); vectors and scalars
+    (biases, norms) do not decay. The caller multiplies each group's learning rate by its `lr_multiplier`.
     """
-    by_kind: dict[FactorGroup, list[nn.Parameter]] = {}
-    seen: set[int] = set()
+    kinds: dict[int, FactorGroup] = {}
     for module in model.modules():
-        kinds = module.factorization.groups() if isinstance(module, FactorizedLayer) else {}
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            kind = kinds.get(name) or FactorGroup(decays=parameter.ndim > 1)
+        told: Any = getattr(module, "factor_groups", dict)
+        kinds |= {id(module.get_parameter(name)): kind for name, kind in told().items()}
+    by_kind: dict[FactorGroup, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = kinds.get(id(parameter)) or FactorGroup(decays=parameter.ndim > 1)
             by_kind.setdefault(kind, []).append(parameter)
     return [
         {

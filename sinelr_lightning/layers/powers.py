@@ -12,14 +12,17 @@ Chebyshev nodes of [0, Φ]. Trained adapters have such phases (`benchmarks/llm_q
 import math
 from functools import lru_cache
 from itertools import combinations_with_replacement
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.select import TOLERANCE
 
-__all__ = ["enough_degree", "power_columns", "power_factors"]
+__all__ = ["enough_degree", "power_columns", "power_factors", "power_linear"]
 
 _DEGREES = (1, 3, 5, 7)
 # Share of m·n up to which columns·(m + n) won over forming the whole weight in benchmarks/llm_adapters.py.
@@ -44,6 +47,22 @@ def enough_degree(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int
 def power_columns(rank: int, degree: int) -> int:
     """Number of columns of P and Q: 128 at rank 8 and degree 3."""
     return sum(math.comb(rank + d - 1, d) for d in range(1, degree + 1, 2))
+
+
+def power_linear(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float | Tensor, u: Tensor, v: Tensor, *form: Any
+) -> Tensor:
+    """x·(weight + scale·sin(ω·u·vᵀ))ᵀ + bias for rows x [N, n], in the type of x; without `weight` the sine alone.
+
+    `form` is ω and the degree, as `power_factors` takes them.
+    """
+    # Formed once more in backward: the parts of its monomials would take more room than P and Q.
+    p, q = checkpoint(power_factors, u, v, *form, x.dtype, use_reentrant=False, preserve_rng_state=False)
+    bias = None if bias is None else bias.to(x.dtype)
+    if weight is not None:
+        return torch.addmm(F.linear(x, weight, bias), x @ q.t(), p * scale)
+    update = (x @ q.t()) @ (p * scale)
+    return update if bias is None else update + bias
 
 
 def power_factors(u: Tensor, v: Tensor, omega: float, degree: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,10 @@ With T = ω·U·Vᵀ and G = ∂L/∂W:  ∂L/∂U = (ω/g)·(G ∘ cos T)·V  a
 
 Formed: W is formed, used and dropped, and formed again in backward; only x, U and V are kept.
 
-Thin (rank 1 and 2, `layers.thin`): W = P·Qᵀ to rounding with few columns, so the products with x are thin. P, Q and
-x·Q are kept.
+Thin (rank 1 and 2, `layers.thin`; small phases at any rank, `layers.powers`): W = P·Qᵀ to rounding with few columns,
+so the products with x are thin. P, Q and x·Q are kept.
 
-Both take phases in float32 or wider and round only the finished weight (or P and Q) to the type of the product.
+All take phases in float32 or wider and round only the finished weight (or P and Q) to the type of the product.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
+from sinelr_lightning.layers.powers import enough_degree, power_linear
 from sinelr_lightning.layers.select import Nodes, thin_nodes
 from sinelr_lightning.layers.thin import thin_factors, thin_gradients
 
@@ -41,11 +42,12 @@ def sine_linear(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: flo
         y = _sine_linear_op(rows, u, v, bias, omega, gain)
     else:
         with without_autocast(x):
-            nodes = thin_nodes(u, v, omega, x.dtype)
-            if nodes is None:
-                y = _Formed.apply(rows, u, v, bias, omega, gain)
-            else:
+            if (nodes := thin_nodes(u, v, omega, x.dtype)) is not None:
                 y = _Thin.apply(rows, u, v, bias, omega, gain, nodes)
+            elif (degree := enough_degree(u, v, omega, x.dtype)) is not None:
+                y = power_linear(rows, None, bias, 1 / gain, u, v, omega, degree)
+            else:
+                y = _Formed.apply(rows, u, v, bias, omega, gain)
     return y.reshape(*x.shape[:-1], u.shape[0])
 
 

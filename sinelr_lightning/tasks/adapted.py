@@ -3,13 +3,14 @@
 import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from sinelr_lightning.datamodules.text_data import TextData
 from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.layers import Factorization, LinearFactory, LowRank, SineLowRank
 from sinelr_lightning.tasks.base import ExportParts, Task
@@ -34,7 +35,8 @@ class AdaptedTask(Task):
         dora: whether each output has a learnt magnitude (DoRA, arXiv 2402.09353).
         rslora: whether s = alpha/√rank instead (arXiv 2312.03732).
         targets: ends of the names of the layers that get an adapter, or all-linear.
-        modules_to_save: ends of the names of modules that are trained whole.
+        modules_to_save: ends of the names of modules that are trained whole, in float32; those for which the base
+            has no weights are anyway.
         dtype: of the base's weights; an adapter is float32.
         gradient_checkpointing: whether blocks are computed again in backward, to save memory.
         optimizer, schedule, weight_decay: as in `Task`.
@@ -45,6 +47,7 @@ class AdaptedTask(Task):
 
     model_class: ClassVar[str]  # of transformers
     task_type: ClassVar[str]  # in PEFT's words
+    heads: ClassVar[tuple[str, ...]] = ()  # modules that PEFT trains whole for that type of its own accord
 
     def __init__(
         self,
@@ -65,10 +68,15 @@ class AdaptedTask(Task):
         super().__init__(optimizer=optimizer, schedule=schedule, weight_decay=weight_decay)
         need_language_packages()
         from peft import get_peft_model
+        from peft.utils import ModulesToSaveWrapper
+
+        from sinelr_lightning.adapters.model import check_patterns
 
         self.tokenizer = load_tokenizer(base)
-        model = load_model(base, self.model_class, getattr(torch, dtype), **self.model_options())
-        self.fingerprint = _fingerprint(model)
+        model, drawn = load_model(base, self.model_class, getattr(torch, dtype), **self.model_options())
+        self.fingerprint = _fingerprint(model, drawn)
+        saved = list(modules_to_save or [])
+        saved += _modules_of(drawn, within=[*saved, *self.heads])  # frozen they would be noise
         pad = self.tokenizer.pad_token_id
         model.config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
         config = self.peft_config(
@@ -78,10 +86,11 @@ class AdaptedTask(Task):
             use_dora=dora,
             use_rslora=rslora,
             target_modules=targets,
-            modules_to_save=modules_to_save,
+            modules_to_save=saved or None,
             task_type=self.task_type,
         )
         try:
+            check_patterns(model, saved, "modules_to_save")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")  # by PEFT
                 self.network = get_peft_model(model, config).train()  # transformers gives one in evaluation mode
@@ -89,10 +98,17 @@ class AdaptedTask(Task):
             raise UserError(f"model.adapter does not fit {base}: {first_line(error)}") from error
         if gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
-        # The base's weights are in no checkpoint; `on_load_checkpoint` compares the entries that are.
-        self.strict_loading = False
+        for parameter in self.network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # an optimiser's steps would be lost in bfloat16's rounding
+        for module in self.network.modules():
+            if isinstance(module, ModulesToSaveWrapper) and dtype != "float32":
+                _compute_in_float32(module, getattr(torch, dtype))
         self.base_name, self.adapter, self.dtype_name = base, adapter, dtype
-        self._trained = frozenset(name for name in super().state_dict() if ".lora_" in name or self._is_trained(name))
+        self._trained = frozenset(name for name in self.state_dict() if ".lora_" in name or self._is_trained(name))
+        # As hooks and not by overriding, because what averages the weights holds a task as a part of itself.
+        self.register_state_dict_post_hook(_leave_out_the_base)
+        self.register_load_state_dict_post_hook(_miss_nothing_of_the_base)
 
     def configure_model(self) -> None:
         """Share the weights out over the processes where the strategy asks for it (FSDP2): block by block."""
@@ -101,6 +117,8 @@ class AdaptedTask(Task):
             return
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
+        from sinelr_lightning.adapters.layers import FactorizedLoraLayer
+
         model = self.network.get_base_model()
         kinds = set(model._no_split_modules or ())
         for module in model.modules():
@@ -108,6 +126,28 @@ class AdaptedTask(Task):
                 fully_shard(module, mesh=mesh["data_parallel"])
         if not isinstance(model, FSDPModule):
             fully_shard(model, mesh=mesh["data_parallel"])
+        for module in model.modules():
+            if isinstance(module, FactorizedLoraLayer):
+                module.keeps = False  # each process would hold all of them
+
+    def read(self, data: TextData) -> None:
+        """Have the data cut into tokens.
+
+        Raises:
+            UserError: the tokenizer or the model cannot read a sample.
+        """
+        data.use_tokenizer(self.tokenizer)
+        embedding = self.network.get_base_model().get_input_embeddings()
+        data.check_room(embedding.weight.shape[0], self.positions)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model reads; None where the configuration sets no bound."""
+        room = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        # RoBERTa and its kin count positions from behind that of the padding.
+        tables = (m for name, m in self.network.named_modules() if name.endswith("embeddings.position_embeddings"))
+        behind = getattr(next(tables, None), "padding_idx", None)
+        return room if room is None or behind is None else room - behind - 1
 
     def model_options(self) -> dict[str, Any]:
         """What `from_pretrained` needs besides; the arguments of the task are in `hparams` already."""
@@ -124,20 +164,6 @@ class AdaptedTask(Task):
             return False
 
     # -- checkpoints of the adapter alone ----------------------------------------------------------------------------
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Give the entries of what is trained."""
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in self._trained}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take the entries of what is trained; the base keeps its own.
-
-        Raises:
-            RuntimeError: entries are missing or unexpected.
-        """
-        if strict and state_dict.keys() != self._trained:
-            raise RuntimeError(f"entries missing or unexpected: {sorted(state_dict.keys() ^ self._trained)[:3]}")
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what tells the base from another."""
         checkpoint["base"] = {"name": self.base_name, "fingerprint": self.fingerprint}
@@ -231,11 +257,38 @@ def adapter_config(adapter: LinearFactory, **options: Any) -> Any:
         raise UserError(f"model.adapter: {first_line(error)}") from error
 
 
+def _modules_of(entries: Iterable[str], within: Iterable[str]) -> list[str]:
+    """The modules to which entries of a state belong, less those inside others that are named already."""
+    modules = {name.rpartition(".")[0] for name in entries}
+    return sorted(module for module in modules if not set(module.split(".")) & set(within))
+
+
 @torch.no_grad()
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A hash of each weight's name, shape and first entries, rounded so that their type does not matter."""
+def _fingerprint(model: torch.nn.Module, drawn: Collection[str]) -> str:
+    """A hash of the name, shape and first entries of each weight but those `drawn`, whatever their type."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        entries = weight.flatten()[:16].bfloat16().float().tolist() if weight.is_floating_point() else []
-        digest.update(f"{name} {tuple(weight.shape)} {entries}".encode())
+        if name not in drawn:
+            entries = weight.flatten()[:16].bfloat16().float().tolist() if weight.is_floating_point() else []
+            digest.update(f"{name} {tuple(weight.shape)} {entries}".encode())
     return digest.hexdigest()[:16]
+
+
+def _compute_in_float32(module: torch.nn.Module, outside: torch.dtype) -> None:
+    """Have a module whose weights are float32 take what comes in another type, and answer in that type."""
+
+    def widen(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(torch.float32) if x.is_floating_point() else x for x in inputs)
+
+    module.register_forward_pre_hook(widen)
+    module.register_forward_hook(lambda _, inputs, output: output.to(outside))
+
+
+def _leave_out_the_base(task: "AdaptedTask", state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix) and name[len(prefix) :] not in task._trained]:
+        del state[name]
+
+
+def _miss_nothing_of_the_base(task: "AdaptedTask", keys: Any) -> None:
+    missing = [name for name in keys.missing_keys if name[name.find("network.") :] in task._trained]
+    keys.missing_keys[:] = missing

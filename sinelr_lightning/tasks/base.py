@@ -22,6 +22,8 @@ from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["ExportParts", "Task", "size_figures", "size_words"]
 
+STRIDE = 0x9E3779B97F4A7C15  # odd, and far from any sum of small numbers: no two steps of two seeds meet
+
 Data = TypeVar("Data", bound=L.LightningDataModule)
 Part = TypeVar("Part")
 
@@ -70,6 +72,7 @@ class Task(L.LightningModule):
         self.from_checkpoint = False  # the command line says whether a checkpoint's weights will come
         self.scores: dict[str, dict[int, dict[str, float]]] = {}
         self._configured: list[dict[str, Any]] = []
+        self._seed = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Task":
         """Copy all but what makes the optimiser: made by the command line, it holds the parser, which has locks."""
@@ -181,9 +184,19 @@ class Task(L.LightningModule):
                 group.update(settings, lr=settings["initial_lr"] * factor)
 
     def on_fit_start(self) -> None:
-        """Log the size of the model once."""
+        """Log the size of the model once, and note the run's seed."""
+        self._seed = torch.initial_seed()
         if self.global_step == 0 and self.logger is not None:
             self.logger.log_metrics(self.size(), step=0)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Have what a step draws, a dropout for one, follow from the seed and its number: a run resumes exactly."""
+        number = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready * self.trainer.world_size
+        torch.manual_seed((self._seed + (number + self.global_rank) * STRIDE) % 2**63)
+
+    def on_train_end(self) -> None:
+        """Leave the random numbers at the run's seed."""
+        torch.manual_seed(self._seed)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the loss that `training_step` returned, and the learning rate that the next step takes."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sinelr_lightning.datamodules.language import LanguageData
 from sinelr_lightning.datamodules.text_records import Record
-from sinelr_lightning.datamodules.tokenization import UNTRAINED, Form, bos_before_text, prompt_text
+from sinelr_lightning.datamodules.tokenization import UNTRAINED, Form, bos_before_text, prompt_text, tokenize_records
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.tasks.adapted import AdaptedTask
+from sinelr_lightning.tasks.segments import needs_mask, segment_mask
 
 __all__ = ["LanguageTask"]
 
@@ -32,11 +33,12 @@ class LanguageTask(AdaptedTask):
     def __init__(self, **adapted: Any) -> None:
         super().__init__(**adapted)
         self.form: Form = "text"
+        self.masks_segments = True  # whether packed samples need a mask of ours
 
     def setup(self, stage: str) -> None:
         """Have the data cut into tokens, and note in which form it puts what is asked."""
         data = self.data(LanguageData)
-        data.use_tokenizer(self.tokenizer)
+        self.read(data)
         self.form = data.form
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -48,6 +50,15 @@ class LanguageTask(AdaptedTask):
         """Take the form back."""
         super().on_load_checkpoint(checkpoint)
         self.form = checkpoint["form"]
+
+    def end_tokens(self) -> list[int]:
+        """Tokens at which an answer ends: that of the training data, and those of the tokenizer and the model."""
+        told = self.network.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+        if self.form != "text":
+            record = Record("an example", output="a", instruction="a")
+            ends.add(int(tokenize_records([record], self.tokenizer, self.form)[0][0].ids[-1]))
+        return sorted(ends)
 
     def prompt(self, text: str) -> Tensor:
         """Tokens [1, T] of what the model reads when it is asked `text`, in the form of the data it trained on."""
@@ -71,21 +82,25 @@ class LanguageTask(AdaptedTask):
         return F.cross_entropy(logits.float(), labels[marked], reduction="none"), marked
 
     def _attention(self, segments: Tensor) -> Tensor | None:
-        """Who sees whom: tokens of the same segment that stand before, as the model's attention takes it.
+        """The mask that has each sample of a row read itself alone; None where the positions say it.
 
-        Whole rows of one segment need no mask, padding one [B, T], and several segments one [B, 1, T, T].
+        Whole rows of one sample need none, and padding one [B, T].
         """
-        kind = getattr(self.network.config, "_attn_implementation", "sdpa")
-        if bool((segments == segments[:, :1]).all()) or kind.startswith("flash"):  # flash looks at the positions
+        if bool((segments == segments[:, :1]).all()):
             return None
         if int(segments.max()) <= 1:
             return (segments > 0).long()
-        same = segments[:, None, :, None] == segments[:, None, None, :]
-        seen = same.tril()  # padding sees padding: a row that sees nothing would be no number
-        if kind == "sdpa":
-            return seen
-        dtype = self.network.dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return segment_mask(segments, self.network) if self.masks_segments else None
+
+    def on_fit_start(self) -> None:
+        """Find the way in which the model keeps packed samples apart.
+
+        Raises:
+            UserError: it has none.
+        """
+        super().on_fit_start()
+        if self.data(LanguageData).packing:
+            self.masks_segments = needs_mask(self.network, self.base_name)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the marked tokens of the batch, of which each process may hold another number."""
@@ -106,9 +121,8 @@ class LanguageTask(AdaptedTask):
         for (number, choice, answer, tokens), loss in zip(table, sums.tolist(), strict=True):
             samples.setdefault(number, []).append((choice, answer, tokens, loss))
         for number, choices in samples.items():
-            best = min(choices, key=lambda row: row[3])
             _, answer, tokens, loss = next(row for row in choices if row[0] == row[1])
-            right = {"correct": float(best[0] == answer)} if answer >= 0 else {}
+            right = {"correct": _correct(answer, {row[0]: row[3] for row in choices})} if answer >= 0 else {}
             self.score(stage, number, loss=loss, tokens=tokens, **right)
 
     def combine(self, samples: dict[int, dict[str, float]]) -> dict[str, float]:
@@ -133,3 +147,11 @@ class LanguageTask(AdaptedTask):
     def closing_lines(self, run: Path) -> list[str]:
         """Commands that use the adapter."""
         return [f'sinelr generate --ckpt_path {run} --prompt "…"', *super().closing_lines(run)]
+
+
+def _correct(answer: int, losses: dict[int, float]) -> float:
+    """1 if the answer has the smallest loss, its share of the first place in a tie, 0 where a loss is no number."""
+    if not all(math.isfinite(loss) for loss in losses.values()):
+        return 0.0
+    first = [choice for choice, loss in losses.items() if loss == min(losses.values())]
+    return (answer in first) / len(first)

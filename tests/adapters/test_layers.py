@@ -14,7 +14,8 @@ from .tiny import away, plain, shuffled, sine  # without PEFT it skips this file
 from peft import LoraConfig, get_peft_model
 
 from sinelr_lightning import FactorizedLoraConfig
-from sinelr_lightning.layers import Factorization
+from sinelr_lightning.adapters.plain import as_plain_lora
+from sinelr_lightning.layers import Factorization, parameter_groups
 
 # -------------------------------------------------------------------------------------------------- the formula
 
@@ -80,6 +81,8 @@ def test_a_bias_of_its_own(kind: str):
     assert away(made.model(made.x), expected) < 5e-6
     with torch.no_grad():
         assert away(made.model(made.x), expected) < 5e-6
+    with pytest.raises(ValueError, match="no plain LoRA has its biases"):
+        as_plain_lora(made.model, 2)
     if made.base.bias is not None:
         assert away(made.model.merge_and_unload()(made.x), expected) < 5e-6
         return
@@ -283,3 +286,26 @@ def test_low_rank_as_a_family_equals_peft():
     ours, theirs = (get_peft_model(copy.deepcopy(net), config) for config in (ours, theirs))
     theirs.load_state_dict(ours.state_dict())
     assert away(ours(x), theirs(x)) < 1e-6
+
+
+def test_the_compiler_takes_it_whole():
+    made = make("linear", lora_alpha=6)
+    explained = torch._dynamo.explain(made.layer.train())(made.x)
+    assert explained.graph_break_count == 0 and explained.graph_count == 1
+
+
+def test_each_factor_in_its_group():
+    net = nn.Sequential(nn.Linear(24, 20), nn.Embedding(30, 24))
+    sizes = {"r": 2, "target_modules": ["0"], "init_lora_weights": False}
+    mixed = FactorizedLoraConfig(factorization="ResidualSine", factorization_args={"lr_multiplier": 3.0}, **sizes)
+    model = get_peft_model(net, mixed)
+    model.add_adapter("embedded", sine(target_modules=["1"], factorization_args={"lr_multiplier": 5.0}))
+    model.base_model.set_adapter(["default", "embedded"])
+    names = {id(p): name.rpartition(".lora_")[2] for name, p in model.named_parameters()}
+    found = {g["lr_multiplier"]: ({names[id(p)] for p in g["params"]}, g["weight_decay"]) for g in
+             parameter_groups(model, 0.1)}  # fmt: skip
+    assert found == {
+        3.0: ({"A.default.U", "A.default.V"}, 0.0),
+        1.0: ({"A.default.mix"}, 0.0),
+        5.0: ({"embedding_A.embedded", "embedding_B.embedded"}, 0.0),
+    }

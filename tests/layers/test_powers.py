@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers import SineLowRank, adapted, powers
+from sinelr_lightning.layers import SineLowRank, powers
 from sinelr_lightning.layers.powers import enough_degree, power_columns, power_factors
 from sinelr_lightning.layers.select import TOLERANCE
 
@@ -124,8 +124,8 @@ def test_not_for_phases_that_are_no_numbers():
 def thin(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The degrees that were taken."""
     taken: list[int] = []
-    real = adapted.power_factors
-    monkeypatch.setattr(adapted, "power_factors", lambda *a: taken.append(a[3]) or real(*a))
+    real = powers.power_factors
+    monkeypatch.setattr(powers, "power_factors", lambda *a: taken.append(a[3]) or real(*a))
     return taken
 
 
@@ -135,6 +135,19 @@ def test_equals_the_formula(thin: list[int], bound: float, rows: tuple[int, ...]
     t = small(rows=rows, bound=bound)
     for ours, reference in zip(value_and_gradients(run(SINE.adapted_linear, t), t), exact(t), strict=True):
         assert (ours - reference).norm() <= 1e-4 * reference.norm()
+    assert thin
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+def test_without_a_base_too(thin: list[int], bias: bool):
+    t = small(bound=0.3)
+    t = {name: t[name] for name in ("x", "bias", "u", "v")} | ({} if bias else {"bias": None})
+    inputs = {name: None if value is None else value.detach().double().requires_grad_() for name, value in t.items()}
+    weight = torch.sin(OMEGA * inputs["u"] @ inputs["v"].t()) / 30
+    expected = value_and_gradients(torch.nn.functional.linear(inputs["x"], weight, inputs["bias"]), inputs)
+    ours = value_and_gradients(SINE.linear(t["x"], t["bias"], t["u"], t["v"]), t)
+    for value, reference in zip(ours, expected, strict=True):
+        assert (value - reference).norm() <= 1e-4 * reference.norm()
     assert thin
 
 

@@ -11,10 +11,13 @@ from toy import quiet_trainer
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+from sinelr_lightning.callbacks import EMA
 from sinelr_lightning.datamodules import LanguageData, SentenceData
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.layers import Dense, LowRank, SineLowRank
+from sinelr_lightning.layers import Dense, LowRank, SineLowRank, parameter_groups
 from sinelr_lightning.tasks import LanguageTask, SentenceTask
+from sinelr_lightning.tasks.language import _correct
+from sinelr_lightning.tasks.segments import needs_mask
 
 ADAM = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
 SINE = SineLowRank(rank=2)
@@ -92,6 +95,7 @@ def test_the_loss_is_that_of_transformers(llama, questions):
 def test_packed_samples_do_not_see_each_other(llama, questions, kind):
     task = LanguageTask(base=llama).eval()
     task.network.set_attn_implementation(kind)
+    task.masks_segments = needs_mask(task.network, "the model")
     losses = {}
     for packing in (True, False):
         samples = data(questions, packing=packing, batch_size=2, max_length=192, epoch_steps=None)
@@ -102,6 +106,35 @@ def test_packed_samples_do_not_see_each_other(llama, questions, kind):
             several = max(int(batch["segments"].max()) for batch in samples.train_dataloader())
         assert (several > 1) is packing
     torch.testing.assert_close(losses[True], losses[False], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sliding(tmp_path_factory):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return write_llama(
+        tmp_path_factory.mktemp("sliding"), config=MistralConfig, model=MistralForCausalLM, sliding_window=8
+    )
+
+
+def test_packed_samples_keep_a_sliding_window(sliding, questions, tmp_path):
+    test_packed_samples_do_not_see_each_other(sliding, questions, "sdpa")
+
+
+@pytest.mark.parametrize(("change", "masks"), [("", True), ("positions", False), ("state", None)])
+def test_how_packed_samples_are_kept_apart_is_found_out(llama, change, masks, monkeypatch):
+    model = LanguageTask(base=llama).network
+    if masks is not False:  # a model that does not look at the positions, as older ones do not
+        monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)
+    if change == "state":  # a convolution along the row leaks into the next sample
+        for layer in model.get_base_model().model.layers:
+            layer.register_forward_hook(lambda _, inputs, output: output + output.roll(1, 1))
+    if masks is None:
+        with pytest.raises(UserError, match=r"model would mix the samples of a packed row; set data\.packing false"):
+            needs_mask(model, "model")
+    else:
+        assert needs_mask(model, "model") is masks
+    assert model.training
 
 
 def test_gradient_checkpointing_changes_nothing(llama, questions):
@@ -144,6 +177,21 @@ def test_choices_are_scored_by_their_log_likelihood(llama, questions, tmp_path):
     assert figures["test/ppl"] == pytest.approx(math.exp(loss / tokens), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("losses", "correct"),
+    [
+        ([2, 1, 3], 1),
+        ([1, 2, 3], 0),
+        ([1, 1, 3], 0.5),
+        ([1, 1, 1], 1 / 3),
+        ([math.nan, 1, 1], 0),
+        ([math.inf] * 3, 0),
+    ],
+)
+def test_a_tie_is_a_share_and_no_number_is_wrong(losses, right):
+    assert _correct(1, dict(enumerate(losses))) == pytest.approx(right)
+
+
 def test_the_manual_is_text(llama, tmp_path):
     task = LanguageTask(base=llama, adapter=SINE, optimizer=ADAM)
     trainer = trained(task, data(limit=3), tmp_path, limit_val_batches=2)
@@ -159,10 +207,21 @@ def test_sentences_are_classified(family, request, tmp_path):
     path.write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     task = SentenceTask(base=request.getfixturevalue(family), adapter=SINE, optimizer=ADAM)
     trained_head = [name for name, p in task.named_parameters() if p.requires_grad and ".lora_" not in name]
-    assert trained_head and all("classifier" in name or "score" in name for name in trained_head)
+    drawn = ("classifier", "score", "pooler")  # what the folder has no weights for
+    assert trained_head and all(any(part in name for part in drawn) for name in trained_head)
+    assert not any("pooler" in name and ".lora_" in name for name, _ in task.named_parameters())
     samples = SentenceData(str(path), batch_size=8, max_length=64)
     trainer = trained(task, samples, tmp_path, max_steps=60)
     assert trainer.callback_metrics["val/acc"] > 0.7 and {"val/f1", "val/mcc"} <= trainer.callback_metrics.keys()
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    torch.manual_seed(5)  # another head is drawn, and replaced
+    back = SentenceTask.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert quiet_trainer(tmp_path).test(back, samples, verbose=False)[0]["test/acc"] == pytest.approx(
+        float(trainer.callback_metrics["val/acc"])
+    )
+    path.write_text(path.read_text().replace("\t0", "\tno").replace("\t1", "\tyes"))
+    with pytest.raises(UserError, match="name the classes otherwise: 0, 1 and no, yes"):
+        quiet_trainer(tmp_path).test(back, SentenceData(str(path), max_length=64), verbose=False)
     with pytest.raises(UserError, match=r"the data has 2 classes, the model 3: set model\.classes"):
         trained(SentenceTask(classes=3, base=request.getfixturevalue(family), adapter=SINE), samples, tmp_path)
 
@@ -200,12 +259,56 @@ def test_a_state_must_have_every_entry(llama):
         task.load_state_dict({name: value for name, value in state.items() if name != first})
 
 
+def test_with_averaged_weights_too(llama, questions, tmp_path):
+    def averaged(steps, **options):
+        torch.manual_seed(0)
+        task = LanguageTask(base=llama, adapter=SINE, optimizer=ADAM)
+        trainer = quiet_trainer(tmp_path, max_steps=steps, num_sanity_val_steps=0, callbacks=[EMA(decay=0.5)])
+        trainer.fit(task, data(questions), **options)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return task, torch.load(tmp_path / f"{steps}.ckpt", weights_only=True)
+
+    task, stored = averaged(3)
+    names = {name for name, p in task.named_parameters() if p.requires_grad}
+    assert set(stored["state_dict"]) == set(stored["current_model_state"]) == names
+    _, whole = averaged(6)
+    _, resumed = averaged(6, ckpt_path=tmp_path / "3.ckpt", weights_only=True)
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
+        assert not torch.equal(value, stored["state_dict"][name])
+    back = LanguageTask.load_from_checkpoint(tmp_path / "6.ckpt", weights_only=True)
+    assert all(torch.equal(weights(back)[name], whole["state_dict"][name]) for name in names)
+
+
+# -- optimisers ----------------------------------------------------------------------------------------------------
+def test_factors_keep_their_own_settings(llama):
+    task = LanguageTask(base=llama, adapter=SineLowRank(2, lr_multiplier=3.0), modules_to_save=["norm"])
+    groups = {group["lr_multiplier"]: group for group in parameter_groups(task, 0.1)}
+    factors = {id(p) for name, p in task.named_parameters() if ".lora_" in name}
+    assert {id(p) for p in groups[3.0]["params"]} == factors and groups[3.0]["weight_decay"] == 0
+    assert set(groups) == {1.0, 3.0}
+
+
+def test_modules_trained_whole_are_float32(llama, questions, tmp_path):
+    task = LanguageTask(
+        base=llama, adapter=SINE, optimizer=ADAM, dtype="bfloat16", modules_to_save=["lm_head", "embed_tokens"]
+    )
+    assert {p.dtype for p in task.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in task.parameters()} == {torch.float32, torch.bfloat16}
+    before = weights(task)
+    trained(task, data(questions), tmp_path)
+    changed = {name for name, value in weights(task).items() if not torch.equal(value, before[name])}
+    assert sum("modules_to_save" in name for name in changed) == 2
+    assert all("modules_to_save" in name or ".lora_" in name for name in changed)
+
+
 # -- mistakes ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"adapter": Dense()}, "model.adapter Dense is no factorization"),
         ({"targets": ["q_prj"]}, r"no module's name ends in 'q_prj'; near it are q_proj"),
+        ({"modules_to_save": ["lm_hed"]}, "modules_to_save: no module's name ends in 'lm_hed'; near it are lm_head"),
         ({"targets": ["q_proj", "nothing"]}, "no module's name ends in 'nothing'"),
         ({"base": "/nowhere/at/all"}, "model.base /nowhere/at/all cannot be loaded"),
         ({"base": "nobody/no-such-model"}, "hub that can be reached or is cached"),
@@ -216,6 +319,15 @@ def test_a_state_must_have_every_entry(llama):
 def test_mistakes_are_named(llama, options, message):
     with pytest.raises(UserError, match=message):
         LanguageTask(**{"base": llama, **options})
+
+
+def test_samples_must_fit_the_model(llama, questions, tmp_path, tmp_path_factory):
+    task = LanguageTask(base=llama)
+    with pytest.raises(UserError, match=r"a sample has 300 tokens, the model reads 256: lower data\.max_length"):
+        trained(task, data(limit=3, max_length=300), tmp_path)
+    small = write_llama(tmp_path_factory.mktemp("few"), tokens=50)
+    with pytest.raises(UserError, match="the model knows 50 tokens, numbered from 0: they do not belong together"):
+        trained(LanguageTask(base=small), data(questions), tmp_path)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

@@ -15,6 +15,7 @@ from command_line import fit, stored
 pytest.importorskip("peft")
 
 from sinelr_lightning.cli import main
+from sinelr_lightning.runs import load_task, resolve_checkpoint
 
 SHARDED = {
     "class_path": "ModelParallelStrategy",
@@ -79,8 +80,10 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_weights(config, run, tmp_pat
     # The last state is saved every 0 minutes, so after each step.
     saver = {"class_path": "sinelr_lightning.callbacks.Checkpoint", "init_args": {"every_minutes": 0}}
     always = f"--trainer.callbacks={json.dumps([saver])}"
+    dropping = "--model.dropout=0.2"  # whose draws must come back
+    assert fit(config, tmp_path, "whole", dropping) == 0
     command = [sys.executable, "-m", "sinelr_lightning", "fit", "--config", str(config), f"--runs_dir={tmp_path}"]
-    process = subprocess.Popen([*command, "--name=killed", always], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--name=killed", always, dropping], stderr=subprocess.DEVNULL)
     last = tmp_path / "killed" / "version_0" / "checkpoints" / "last.ckpt"
     for _ in range(1000):
         if last.is_file() or process.poll() is not None:
@@ -91,7 +94,9 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_weights(config, run, tmp_pat
     step = torch.load(last, weights_only=True)["global_step"]
     assert step < 8, "it ended before it was killed"
     assert fit(config, tmp_path, "killed", f"--ckpt_path={tmp_path}/killed") == 0
-    same_weights(run, tmp_path / "killed" / "version_0", 1e-7)
+    same_weights(tmp_path / "whole" / "version_0", tmp_path / "killed" / "version_0", 1e-7)
+    with pytest.raises(AssertionError):
+        same_weights(run, tmp_path / "whole" / "version_0", 1e-7)
 
 
 # -- what is made of a run -----------------------------------------------------------------------------------------
@@ -102,6 +107,13 @@ def test_text_is_generated_by_the_adapter(run, capsys):
         assert main([*ask, *options]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] and texts[0] == texts[1] and len({texts[0], *texts[2:]}) == 3
+
+
+def test_every_end_of_an_answer_stops_it(run):
+    task = load_task(resolve_checkpoint(str(run)))
+    closing = task.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    task.tokenizer.eos_token, task.network.generation_config.eos_token_id = "!", [5, 7]
+    assert task.end_tokens() == sorted({task.tokenizer.convert_tokens_to_ids("!"), 5, 7, closing})
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged", "lora"])
