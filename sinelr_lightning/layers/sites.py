@@ -42,6 +42,15 @@ _CONVOLUTIONS: dict[type[nn.Module], type[FactorizedConv]] = {
 }
 # nn.MultiheadAttention reads `out_proj.weight`, which a FactorizedLinear offers as well.
 _LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+# What has weight matrices and stays as it is: its code reads them in ways of its own. So do derived classes of linear
+# layers and convolutions, those with a parametrization among them.
+_OTHERS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.modules.conv._ConvNd,
+)
 
 
 @dataclass(eq=False)
@@ -118,6 +127,8 @@ class Site:
                 return f"{type(module).__name__} may read its projection in another way than nn.MultiheadAttention"
             if module.in_proj_weight is None:
                 return "its projections are bare parameters of several sizes (kdim or vdim is not embed_dim)"
+        elif not self.matrices:
+            return f"{type(module).__name__} uses its weights in ways of its own"
         for matrix in self.matrices.values():
             reason = self._refusal_of(matrix)
             if reason:
@@ -136,7 +147,7 @@ class Site:
                 return str(error)
             if count >= weight.numel():
                 return f"its factors would have {count:,} parameters, its weight has {weight.numel():,}"
-        elif not isinstance(self.module, nn.Linear):
+        elif not _is_linear(self.module):
             what = "convolutions" if type(self.module) in _CONVOLUTIONS else "packed projections"
             return f"{type(factory).__name__} makes no {what}"
         return None
@@ -149,7 +160,7 @@ def find_sites(model: nn.Module, factory: LinearFactory) -> dict[str, Site]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention) and not isinstance(module, FactorizedAttention):
             place = f"{name}.in_proj_weight".lstrip(".")
-        elif name and (type(module) in _LINEARS or type(module) in _CONVOLUTIONS):
+        elif name and (_is_linear(module) or isinstance(module, _OTHERS)):
             place = name
         else:
             continue
@@ -161,11 +172,22 @@ def find_sites(model: nn.Module, factory: LinearFactory) -> dict[str, Site]:
     return found
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) in _LINEARS or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2 and its kin, whose weight is [in, out]; transformers may be missing."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
 def _matrices(place: str, module: nn.Module, factory: LinearFactory) -> dict[str, Matrix]:
-    if not isinstance(module, nn.MultiheadAttention):
+    if _is_linear(module) or type(module) in _CONVOLUTIONS:
         assert isinstance(module.weight, Tensor)
-        return {"": Matrix(place, module.weight.detach().flatten(1), factory)}
-    if module.in_proj_weight is None:
+        weight = module.weight.detach().flatten(1)
+        return {"": Matrix(place, weight.t() if _is_transposed(module) else weight, factory)}
+    if not isinstance(module, nn.MultiheadAttention) or module.in_proj_weight is None:
         return {}
     weights = module.in_proj_weight.detach().chunk(3)
     prefix = place.removesuffix("_weight")
@@ -175,8 +197,9 @@ def _matrices(place: str, module: nn.Module, factory: LinearFactory) -> dict[str
 def _layer(module: nn.Module, factory: LinearFactory) -> nn.Module:
     """A layer in place of `module`, made by the factory."""
     bias = module.bias is not None
-    if isinstance(module, nn.Linear):
-        return factory(module.in_features, module.out_features, bias)
+    if _is_linear(module):
+        size: Any = reversed(module.weight.shape) if isinstance(module, nn.Linear) else module.weight.shape
+        return factory(*size, bias)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(factory, Factorization)
     return _CONVOLUTIONS[type(module)](
         factory,

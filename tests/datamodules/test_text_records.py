@@ -55,6 +55,12 @@ def test_a_byte_order_mark_line_ends_and_separators_within_text(tmp_path):
     assert [(r.where, r.output) for r in read_records(str(path))] == [(f"{path}:1", "a\u2028b"), (f"{path}:2", "3")]
 
 
+def test_a_format_without_alternatives_makes_no_choices(tmp_path):
+    asked = {"instruction": "How many?\n\nAnswer format: a number", "output": "It is 3.", "answer": "3"}
+    (record,) = read_records(lines(tmp_path, asked))
+    assert record.choices == () and record.answer == -1 and record.output == "It is 3."
+
+
 def test_an_answer_format_makes_choices(tmp_path):
     text = "Choose.\n\nAnswer1: a Answer10: b\n\nAnswer format: answer1/answer10"
     many = {
@@ -110,7 +116,9 @@ def test_given_choices(tmp_path):
         ({"messages": TALK[:1]}, r":2: the last message is the user's; the assistant's answer comes last"),
         ({"messages": TALK[1:]}, r":2: the first message is the assistant's"),
         ({**PLAIN, "choices": ["3"], "answer": 0}, r':2: "choices" must be a list of two or more answers'),
-        ({**PLAIN, "choices": ["3", 4], "answer": 0}, r':2: "choices" must be a list'),
+        ({**PLAIN, "choices": "34", "answer": 0}, r':2: "choices" must be a list'),
+        ({**PLAIN, "choices": ["3", 4], "answer": 0}, r":2: choice 1 is a number; text is expected"),
+        ({**PLAIN, "choices": ["3", "\ud800"], "answer": 0}, r":2: choice 1 holds half of a surrogate pair"),
         ({**PLAIN, "choices": ["3", "3"], "answer": 0}, r':2: "choices" names an answer twice'),
         ({**PLAIN, "choices": ["3", "4"]}, r':2: "answer" is None, which .*from 0 to 1 and the texts 3, 4'),
         ({**PLAIN, "choices": ["3", "4"], "answer": 2}, r':2: "answer" is 2, which is not among the choices'),
