@@ -57,7 +57,7 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
 }
 # The field's layer behind the skip has 191 inputs, a prime number, which splits into no blocks.
 LEFT_OUT = {("nerf", "Kronecker"), ("nerf", "block tensor train")}
-WIDTH = {"occupancy": 256, "nerf": 128, "classification": 64}
+WIDTH = {"occupancy": 256, "nerf": 128, "classification": 64, "language": 128}
 LRS = [1e-3, 3e-3, 1e-2]
 
 

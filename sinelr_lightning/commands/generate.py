@@ -1,4 +1,4 @@
-"""`sinelr generate`: text from a language model with its adapter."""
+"""`sinelr generate`: text from a language model."""
 
 import sys
 from contextlib import nullcontext
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sinelr_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from sinelr_lightning.tasks.language import LanguageTask
+    from sinelr_lightning.tasks.causal import CausalTask
 
 __all__ = ["generate"]
 
@@ -46,7 +46,7 @@ def generate(
     if not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
     from sinelr_lightning.commands.loading import load
-    from sinelr_lightning.tasks.language import LanguageTask
+    from sinelr_lightning.tasks.causal import CausalTask
 
     if prompt == "-":
         try:
@@ -55,18 +55,20 @@ def generate(
             raise UserError(f"the prompt on standard input is not {error.encoding}") from error
     if not prompt.strip():
         raise UserError("the prompt is empty")
-    task = load(ckpt_path, LanguageTask, device)
+    task = load(ckpt_path, CausalTask, device)
     draws = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     _stream(
         task, prompt, adapter, seed, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty, **draws
     )
 
 
-def _stream(task: "LanguageTask", prompt: str, adapter: bool, seed: int, **options: Any) -> None:
+def _stream(task: "CausalTask", prompt: str, adapter: bool, seed: int, **options: Any) -> None:
     import torch
     from transformers import GenerationConfig, TextStreamer
 
     tokens = task.prompt(prompt).to(task.device)
+    if not adapter and not hasattr(task.network, "disable_adapter"):
+        raise UserError(f"a {type(task).__name__} has no adapter to do without")
     if task.positions is not None:
         if tokens.shape[1] >= task.positions:
             raise UserError(f"the prompt has {tokens.shape[1]} tokens, the model reads {task.positions}")

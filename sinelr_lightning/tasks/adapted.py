@@ -2,13 +2,11 @@
 
 import hashlib
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
 
 from sinelr_lightning.datamodules.text_data import TextData
 from sinelr_lightning.errors import UserError, first_line
@@ -181,19 +179,6 @@ class AdaptedTask(Task):
                 f"the checkpoint is an adapter of another base model: of {there['name']} with other weights than "
                 f"those of {self.base_name} here; set model.base"
             )
-
-    # -- evaluation --------------------------------------------------------------------------------------------------
-    @abstractmethod
-    def score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
-        """Note the scores of a batch's samples (`Task.score`)."""
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score the samples of one batch."""
-        self.score_samples(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score the samples of one batch."""
-        self.score_samples(batch, "test")
 
     # -- what is said about the run ----------------------------------------------------------------------------------
     def size(self) -> dict[str, float]:

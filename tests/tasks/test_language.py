@@ -16,7 +16,7 @@ from sinelr_lightning.datamodules import LanguageData, SentenceData
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import Dense, LowRank, SineLowRank, parameter_groups
 from sinelr_lightning.tasks import LanguageTask, SentenceTask
-from sinelr_lightning.tasks.language import _correct
+from sinelr_lightning.tasks.causal import _correct
 from sinelr_lightning.tasks.segments import needs_mask
 
 ADAM = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
