@@ -25,8 +25,8 @@ def write_llama(folder, seed=0, tie=False, chat=True, tokens=None, config=None, 
     return str(folder)
 
 
-def write_bert(folder, seed=0):
-    """A random BERT of two blocks with a tokenizer of pairs; returns the folder's name."""
+def write_bert(folder, seed=0, whole=True):
+    """A random BERT of two blocks (`whole`: with its pooler) with a tokenizer of pairs; returns the folder's name."""
     from transformers import BertConfig, BertModel
 
     tokenizer = paired()
@@ -39,6 +39,6 @@ def write_bert(folder, seed=0):
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    BertModel(config).save_pretrained(folder)
+    BertModel(config, add_pooling_layer=whole).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -85,12 +85,14 @@ class AdaptedTask(Task):
             use_rslora=rslora,
             target_modules=targets,
             modules_to_save=saved or None,
+            exclude_modules=saved or None,
             task_type=self.task_type,
         )
         try:
             check_patterns(model, saved, "modules_to_save")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")  # by PEFT
+                warnings.filterwarnings("ignore", message=".*exclude_modules.*no modules were excluded")
                 self.network = get_peft_model(model, config).train()  # transformers gives one in evaluation mode
         except ValueError as error:
             raise UserError(f"model.adapter does not fit {base}: {first_line(error)}") from error
@@ -195,7 +197,7 @@ class AdaptedTask(Task):
 
     def protocol(self) -> dict[str, Any]:
         """The base, and how the data were read."""
-        return {"base": self.base_name, "fingerprint": self.fingerprint}
+        return {**super().protocol(), "base": self.base_name, "fingerprint": self.fingerprint}
 
     def export_parts(self) -> ExportParts:
         """Refuse.
@@ -207,7 +209,7 @@ class AdaptedTask(Task):
 
     def closing_lines(self, run: Any) -> list[str]:
         """Commands that use the adapter."""
-        return [f"sinelr export --ckpt_path {run} --format adapter --out {run}/adapter"]
+        return [*super().closing_lines(run), f"sinelr export --ckpt_path {run} --format adapter --out {run}/adapter"]
 
 
 def adapter_config(adapter: LinearFactory, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from sinelr_lightning.tasks.causal import CausalTask
 __all__ = ["LanguageTask"]
 
 
-class LanguageTask(CausalTask, AdaptedTask):
+class LanguageTask(AdaptedTask, CausalTask):
     """Fine-tunes a causal language model by an adapter; the loss is over the tokens that the data marks.
 
     Figures are those of `CausalTask`, arguments those of `AdaptedTask`.
