@@ -117,16 +117,22 @@ def plot(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> None:
     for axis, rank in zip(axes[0], ranks, strict=True):
         cells = [[statistics.mean(scores(sweep, (f"{s:g}", rank), lr)) for lr in lrs] for s in SPREADS]
         finite = [value for row in cells for value in row if math.isfinite(value)]
-        image = axis.imshow(cells, origin="lower", aspect="auto", vmin=statistics.median(finite), vmax=max(finite))
+        low, high = statistics.median(finite), max(finite)
+        image = axis.imshow(cells, origin="lower", aspect="auto", vmin=low, vmax=high)
         for row, line in enumerate(cells):
             for column, value in enumerate(line):
-                axis.annotate(
-                    f"{shown(task, value):.3g}", (column, row), ha="center", va="center", color="w", fontsize=8
-                )
+                colour = "k" if value > (low + 2 * high) / 3 else "w"  # to be read on its cell
+                text = f"{shown(task, value):.3g}"
+                axis.annotate(text, (column, row), ha="center", va="center", color=colour, fontsize=8)
         axis.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
         axis.set_yticks(range(len(SPREADS)), [f"{spread:g}" for spread in SPREADS])
-        axis.set(title=f"{task}, rank {rank}", xlabel="learning rate", ylabel="spread of the phases at first, rad")
-        figure.colorbar(image)
+        axis.set(
+            title=f"{task}, rank {rank}: {TASKS[task][2]}",
+            xlabel="learning rate",
+            ylabel="spread of the phases at first, rad",
+        )
+        bar = figure.colorbar(image)
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{shown(task, value):.3g}")
     figure.tight_layout()
     with atomic_path(sweep.path.with_suffix(".png")) as temporary:
         figure.savefig(temporary)
