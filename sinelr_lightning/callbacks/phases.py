@@ -78,8 +78,9 @@ def _gathered(sine: Sine) -> Sine:
 def _gradient_to_weight(sine: Sine) -> float | None:
     ratios = []
     for factor in (sine.u, sine.v):
-        if factor.grad is not None and not isinstance(factor, DTensor):
-            ratios.append(float(factor.grad.norm() / factor.detach().norm().clamp_min(1e-30)))
+        held = factor if factor.is_leaf else factor._base  # an adapter's V is the transpose of what has the gradient
+        if held is not None and held.grad is not None and not isinstance(held, DTensor):
+            ratios.append(float(held.grad.norm() / held.detach().norm().clamp_min(1e-30)))
     return math.sqrt(math.prod(ratios)) if len(ratios) == 2 else None
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -34,10 +34,11 @@ def compare(
     seconds: float | None = None,
     where: str = "model.linear",
     options: str = "",
+    equal: Literal["ranks", "parameters"] = "ranks",
     out: str = "comparison",
     storage: str | None = None,
 ) -> None:
-    """Compare layers on the task of a configuration: equal ranks, one budget, one sweep of learning rates, seeds.
+    """Compare layers on the task of a configuration: equal ranks or parameters, one budget, one sweep, seeds.
 
     Each method is trained at every learning rate with the first seed, then with all seeds at its best rate. Every run
     is a normal run in OUT/runs. Stopped, the same command goes on; given several times, also on several machines that
@@ -55,6 +56,8 @@ def compare(
         seconds: Time of each run instead of steps.
         where: The setting that takes the layers; model.adapter for language models.
         options: More options for each `sinelr fit`, as one string.
+        equal: ranks, or parameters: the ranks are the first method's, each other method takes the largest rank of
+            its own with no more parameters than that.
         out: Folder of the comparison.
         storage: Where the queue lives: an Optuna URL such as sqlite:///FILE.db or that of a database server; by
             default a journal file in OUT.
@@ -64,7 +67,14 @@ def compare(
     if mode not in (None, "max", "min"):
         raise UserError(f"mode must be max or min, got {mode!r}")
     settings = _read(config)
-    plan = _plan(config, settings, linear, rank, seeds, lrs, metric, mode, steps, seconds, where, options)
+    if equal not in ("ranks", "parameters"):
+        raise UserError(f"equal must be ranks or parameters, got {equal!r}")
+    cases = _cases(linear, parsed_ints(rank, "rank"))
+    if equal == "parameters":
+        cases = _of_equal_parameters(cases, settings, where, options)
+    metric, mode = _goal(settings, metric, mode)
+    rates = parsed_floats(lrs, "lrs") if lrs else _around(settings)
+    plan = Plan(cases, rates, _seeds(seeds), metric, mode, config, where, steps, seconds, options)
     from sinelr_lightning.comparison.queue import Queue
     from sinelr_lightning.comparison.report import write_report
 
@@ -106,35 +116,50 @@ def _read(config: str) -> dict[str, Any]:
     return settings
 
 
-def _plan(
-    config: str,
-    settings: dict[str, Any],
-    linear: str,
-    rank: str,
-    seeds: str,
-    lrs: str | None,
-    metric: str | None,
-    mode: str | None,
-    steps: int | None,
-    seconds: float | None,
-    where: str,
-    options: str,
-) -> Plan:
-    ranks = parsed_ints(rank, "rank")
-    listed = "," in seeds
-    numbers = parsed_ints(seeds, "seeds", least=0 if listed else 1)
-    chosen = numbers if listed else tuple(range(numbers[0]))
+def _cases(linear: str, ranks: tuple[int, ...]) -> tuple[Case, ...]:
     methods = [name.strip() for name in linear.split(",") if name.strip()]
     if not methods or len(set(methods)) < len(methods):
         raise UserError(f"linear {linear!r}: name each method once")
-    cases = [Case(name, k) for name in methods for k in (ranks if _has_rank(name) else (None,))]
+    return tuple(Case(name, k) for name in methods for k in (ranks if _has_rank(name) else (None,)))
+
+
+def _of_equal_parameters(
+    cases: tuple[Case, ...], settings: dict[str, Any], where: str, options: str
+) -> tuple[Case, ...]:
+    """The same methods at ranks that give them at most the parameters of the first method."""
+    from sinelr_lightning.commands.equal_parameters import largest_rank, parameter_counter
+
+    count = parameter_counter(settings, where, options)
+    first = cases[0].method
+    made = []
+    for case in cases:
+        if case.rank is None:
+            made.append(case)
+            continue
+        most = count(first, case.rank)
+        if most is None:
+            raise UserError(f"{first} cannot have rank {case.rank} here")
+        rank = case.rank if case.method == first else largest_rank(lambda k, m=case.method: count(m, k), most)
+        if rank is None:
+            raise UserError(f"{case.method} has more parameters at rank 1 than {first} at {case.rank}")
+        made.append(Case(case.method, rank, beside=None if rank == case.rank else case.rank))
+    return tuple(made)
+
+
+def _seeds(seeds: str) -> tuple[int, ...]:
+    """The seeds that are listed, or the first so many."""
+    numbers = parsed_ints(seeds, "seeds", least=0 if "," in seeds else 1)
+    return numbers if "," in seeds else tuple(range(numbers[0]))
+
+
+def _goal(settings: dict[str, Any], metric: str | None, mode: str | None) -> tuple[str, str]:
+    """What is compared, and whether more of it is better."""
     task = _task(settings)
     metric = metric or task.monitor
     mode = mode or (task.mode if metric == task.monitor else None)
     if mode is None:
         raise UserError(f"mode: say whether more of {metric} is better (max) or less (min)")
-    rates = parsed_floats(lrs, "lrs") if lrs else _around(settings)
-    return Plan(tuple(cases), rates, chosen, metric, mode, config, where, steps, seconds, options)
+    return metric, mode
 
 
 def _has_rank(method: str) -> bool:

@@ -12,10 +12,20 @@ __all__ = ["Case", "Plan", "Run", "parsed_floats", "parsed_ints"]
 
 @dataclass(frozen=True)
 class Case:
-    """One method at one rank; a method without ranks, such as Dense, has None."""
+    """One method at one rank; a method without ranks, such as Dense, has None.
+
+    Attributes:
+        beside: the rank of the first method beside which it stands in the verdicts, where that is another one.
+    """
 
     method: str
     rank: int | None
+    beside: int | None = None
+
+    @property
+    def group(self) -> int | None:
+        """Cases of one number are compared with each other; None stands beside all."""
+        return self.rank if self.beside is None else self.beside
 
     def __str__(self) -> str:
         return self.method if self.rank is None else f"{self.method} k={self.rank}"

@@ -99,7 +99,7 @@ def rows(plan: Plan, results: Mapping[str, float | None], details: Mapping[str, 
 
 
 def verdicts(plan: Plan, table: Sequence[Row]) -> list[str]:
-    """One sentence for each later method against the first at the same rank (against a rankless one at any)."""
+    """One sentence for each later method against the first of its group (a rankless one against each)."""
     lines = []
     first = plan.cases[0].method
     for row in table:
@@ -107,7 +107,7 @@ def verdicts(plan: Plan, table: Sequence[Row]) -> list[str]:
             continue
         for one in table:
             if one.case.method == first and (
-                None in (one.case.rank, row.case.rank) or one.case.rank == row.case.rank
+                None in (one.case.group, row.case.group) or one.case.group == row.case.group
             ):
                 lines.append(_verdict(plan, one, row))
     return lines
@@ -115,6 +115,8 @@ def verdicts(plan: Plan, table: Sequence[Row]) -> list[str]:
 
 def _verdict(plan: Plan, one: Row, other: Row) -> str:
     at = "" if one.case.rank is None else f" at k = {one.case.rank}"
+    if other.case.beside is not None:
+        at += f" and {other.case.rank}"
     if len(one.values) < 2 or len(other.values) < 2:
         return f"{one.case.method} and {other.case.method}{at}: fewer than two seeds of either say nothing"
     low, high = difference_interval(one.values, other.values)

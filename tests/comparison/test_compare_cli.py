@@ -61,6 +61,16 @@ def test_killed_and_gone_on_it_gives_the_same_table(home):
     assert [path.name for path in (home / "whole" / "runs").iterdir()] == ["SineLowRank_k1_lr0.01_seed0"]
 
 
+def test_equal_parameters(home, capsys):
+    # Two layers, 4 → 32 and 32 → 32: low rank 3 has 3·(36 + 64) = 300 parameters, FedPara of rank 1 twice 100.
+    options = ["--lrs", "0.01", "--linear", "LowRank,FedPara,Dense", "--rank", "3", "--equal", "parameters"]
+    assert main([*COMMAND, *options, "--options", "--model.width=32 --trainer.max_steps=2"]) == 0
+    parameters = [row[2].strip() for row in figures(capsys.readouterr().out)[1:]]
+    ranks = {path.name.split("_")[0]: path.name.split("_")[1] for path in (home / "comparison" / "runs").iterdir()}
+    assert ranks == {"LowRank": "k3", "FedPara": "k1", "Dense": "lr0.01"}
+    assert parameters[:2] == ["397", "297"]
+
+
 def test_a_metric_that_the_run_does_not_log(home, capsys):
     options = ["--lrs", "0.01", "--linear", "Dense", "--metric", "val/psnr", "--mode", "max"]
     assert main([*COMMAND, *options]) == 2
@@ -85,6 +95,16 @@ def test_a_diverged_run_counts_as_dead_and_a_wrong_option_ends_it(home, capsys):
         (["--rank", "0"], "rank: 0 is below 1"),
         (["--metric", "val/iou"], "mode: say whether more of val/iou is better (max) or less (min)"),
         (["--mode", "best"], "mode must be max or min"),
+        (["--equal", "parametrs"], "equal"),
+        (["--equal", "parameters", "--rank", "9"], "SineLowRank cannot have rank 9 here"),
+        (
+            ["--equal", "parameters", "--linear", "LowRank,FedPara"],
+            "FedPara has more parameters at rank 1 than LowRank",
+        ),
+        (
+            ["--equal", "parameters", "--where", "linear"],
+            "where linear: equal parameters are counted for settings of",
+        ),
         (["--steps", "5", "--seconds", "3"], "give steps or seconds, not both"),
         (["--storage", "nosuch://x"], "storage nosuch://x cannot be opened"),
     ],

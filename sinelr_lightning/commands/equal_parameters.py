@@ -1,0 +1,78 @@
+"""Ranks at which several methods have as many parameters in one task."""
+
+import contextlib
+import io
+import json
+import logging
+import shlex
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from sinelr_lightning.errors import UserError, first_line
+from sinelr_lightning.tasks.base import Task
+
+__all__ = ["largest_rank", "parameter_counter"]
+
+
+def parameter_counter(settings: dict[str, Any], where: str, options: str) -> Callable[[str, int], int | None]:
+    """A function that gives how many (trained) parameters the task has with a method at a rank.
+
+    It gives None for a rank that the task's layers cannot have.
+
+    Args:
+        settings: the configuration of a `sinelr fit`.
+        where: the setting that takes the layers, within the model.
+        options: more options of `sinelr fit`; those of the model count.
+
+    Raises:
+        UserError: `where` is no setting of the model; from the function, a method that cannot be read.
+    """
+    if not where.startswith("model."):
+        raise UserError(f"where {where}: equal parameters are counted for settings of the model")
+    chosen = [word for option in shlex.split(options) for word in option.split("=", 1)]
+    pairs = [(name, value) for name, value in pairwise(chosen) if name.startswith("--model.")]
+    model = {name: value for name, value in settings["model"].items() if name in ("class_path", "init_args")}
+
+    @cache
+    def count(method: str, rank: int) -> int | None:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Task, "model")
+        given = [f"--model={json.dumps(model)}", *(f"{name}={value}" for name, value in pairs)]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                wanted = parser.parse_args([*given, f"--{where}={method}", f"--{where}.rank={rank}"])
+                logging.disable(logging.INFO)
+                size = parser.instantiate(wanted).model.size()
+        except ArgumentError as error:
+            raise UserError(f"{method} at rank {rank}: {first_line(error)}") from error
+        except (UserError, ValueError):
+            return None
+        finally:
+            logging.disable(logging.NOTSET)
+        return int(size.get("trained_parameters", size["parameters"]))
+
+    return count
+
+
+def largest_rank(count: Callable[[int], int | None], most: int) -> int | None:
+    """The largest rank with at most `most` parameters, which rise with the rank; None if rank 1 has more."""
+
+    def fits(rank: int) -> bool:
+        parameters = count(rank)
+        return parameters is not None and parameters <= most
+
+    if not fits(1):
+        return None
+    low, high = 1, 2
+    while fits(high):
+        if count(high) == count(low):
+            return low  # layers that are left as they are: a larger rank changes nothing
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
