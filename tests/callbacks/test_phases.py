@@ -72,6 +72,18 @@ def test_curves_at_their_steps(tmp_path):
     assert looks[0]["phases/gradient_to_weight/net.0"] > 0
 
 
+def test_an_adapter_has_the_same_curves(tmp_path):
+    peft = pytest.importorskip("peft")
+    from sinelr_lightning import SineLoraConfig
+
+    module = Module(nn.Linear)
+    module.net = peft.get_peft_model(module.net, SineLoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    module.training_step = lambda batch, batch_idx: module.net(batch[0]).square().mean()
+    looks = train(module, 3, 1, tmp_path).seen
+    (name,) = {key.removeprefix("phases/spread/") for key in looks[0] if key.startswith("phases/spread/")}
+    assert name.endswith(".0") and looks[1][f"phases/gradient_to_weight/{name}"] > 0
+
+
 def test_warns_once_of_phases_that_do_not_bend_the_sine(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train(Module(SineLowRank(2, frequency=0.6)), 9, 2, tmp_path)
