@@ -99,7 +99,7 @@ class CausalTask(Task):
             UserError: it has none.
         """
         super().on_fit_start()
-        if self.data(LanguageData).packing:
+        if self.data(LanguageData).packing and self.form != "text":  # a row of plain text is one sample
             self.masks_segments = needs_mask(self.network, self.called)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
