@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from sinelr_lightning.datamodules.loaders import RankedData, StepLoader, seeded_generator
@@ -147,7 +148,7 @@ class TextData(RankedData, ABC):
         longest = max(len(sample.ids) for sample in samples)
         if positions is not None and longest > positions:
             raise UserError(f"a sample has {longest} tokens, the model reads {positions}: lower data.max_length")
-        largest = max(int(max(sample.ids)) for sample in samples)
+        largest = max(int(np.max(sample.ids)) for sample in samples)
         if largest >= vocabulary:
             raise UserError(
                 f"the tokenizer gives token {largest}, the model knows {vocabulary} tokens, numbered from 0: they "

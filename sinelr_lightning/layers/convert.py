@@ -131,7 +131,8 @@ def convert(
         raise ValueError('calibration serves init="fit" or a budget, and neither was asked for')
     sites = _chosen(model, factory, list(include), list(exclude))
     # A layer stays dense under a budget if not even rank 1 is smaller.
-    set_ranks(sites, dict(ranks or {}) if budget is None else {"*": 1})
+    smallest = {"*": 1} if any(site.matrices for site in sites.values()) else {}
+    set_ranks(sites, dict(ranks or {}) if budget is None else smallest)
     if budget is not None:
         for site in sites.values():
             for matrix in site.matrices.values():

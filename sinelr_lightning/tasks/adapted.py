@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from sinelr_lightning.datamodules.text_data import TextData
 from sinelr_lightning.errors import UserError, first_line
@@ -103,7 +105,7 @@ class AdaptedTask(Task):
                 parameter.data = parameter.data.float()  # an optimiser's steps would be lost in bfloat16's rounding
         for module in self.network.modules():
             if isinstance(module, ModulesToSaveWrapper) and dtype != "float32":
-                _compute_in_float32(module, getattr(torch, dtype))
+                _compute_in_its_type(module, getattr(torch, dtype))
         self.base_name, self.adapter, self.dtype_name = base, adapter, dtype
         self._trained = frozenset(name for name in self.state_dict() if ".lora_" in name or self._is_trained(name))
         # As hooks and not by overriding, because what averages the weights holds a task as a part of itself.
@@ -147,7 +149,9 @@ class AdaptedTask(Task):
         # RoBERTa and its kin count positions from behind that of the padding.
         tables = (m for name, m in self.network.named_modules() if name.endswith("embeddings.position_embeddings"))
         behind = getattr(next(tables, None), "padding_idx", None)
-        return room if room is None or behind is None else room - behind - 1
+        if room is None or room < 1:  # XLNet says −1
+            return None
+        return room if behind is None else room - behind - 1
 
     def model_options(self) -> dict[str, Any]:
         """What `from_pretrained` needs besides; the arguments of the task are in `hparams` already."""
@@ -166,6 +170,7 @@ class AdaptedTask(Task):
     # -- checkpoints of the adapter alone ----------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what tells the base from another."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["base"] = {"name": self.base_name, "fingerprint": self.fingerprint}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -247,7 +252,7 @@ def adapter_config(adapter: LinearFactory, **options: Any) -> Any:
 def _modules_of(entries: Iterable[str], within: Iterable[str]) -> list[str]:
     """The modules to which entries of a state belong, less those inside others that are named already."""
     modules = {name.rpartition(".")[0] for name in entries}
-    return sorted(module for module in modules if not set(module.split(".")) & set(within))
+    return sorted(module for module in modules if not any(f".{name}." in f".{module}." for name in within))
 
 
 @torch.no_grad()
@@ -261,14 +266,22 @@ def _fingerprint(model: torch.nn.Module, drawn: Collection[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compute_in_float32(module: torch.nn.Module, outside: torch.dtype) -> None:
-    """Have a module whose weights are float32 take what comes in another type, and answer in that type."""
+def _compute_in_its_type(wrapper: Any, outside: torch.dtype) -> None:
+    """Have a module that is trained whole take its inputs in the type of its weights, and answer in the base's."""
 
-    def widen(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.to(torch.float32) if x.is_floating_point() else x for x in inputs)
+    def cast(values: Any, dtype: torch.dtype) -> Any:
+        def each(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    module.register_forward_pre_hook(widen)
-    module.register_forward_hook(lambda _, inputs, output: output.to(outside))
+        return tree_map(each, values)
+
+    def enter(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        frozen = wrapper.disable_adapters or not wrapper.active_adapters
+        runs = wrapper.original_module if frozen else wrapper.modules_to_save[wrapper.active_adapters[0]]
+        return cast((inputs, named), next(runs.parameters()).dtype)
+
+    wrapper.register_forward_pre_hook(enter, with_kwargs=True)
+    wrapper.register_forward_hook(lambda _, inputs, output: cast(output, outside))
 
 
 def _leave_out_the_base(task: "AdaptedTask", state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -51,6 +51,16 @@ class CausalTask(Task):
         self.read(data)
         self.form = data.form
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the form of what is asked."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["form"] = self.form
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the form back."""
+        super().on_load_checkpoint(checkpoint)
+        self.form = checkpoint["form"]
+
     def end_tokens(self) -> list[int]:
         """Tokens at which an answer ends: that of the training data, and those of the tokenizer and the model."""
         told = self.network.generation_config.eos_token_id

@@ -24,13 +24,3 @@ class LanguageTask(AdaptedTask, CausalTask):
     def called(self) -> str:
         """The base's name."""
         return self.base_name
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the form of what is asked."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["form"] = self.form
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the form back."""
-        super().on_load_checkpoint(checkpoint)
-        self.form = checkpoint["form"]

@@ -61,10 +61,11 @@ def needs_mask(model: Any, name: str) -> bool:
                 apart = second(tokens, along % LENGTH, way)
             except (ValueError, RuntimeError, TypeError, IndexError):  # a mask of another form than it takes
                 continue
-            rounding = 4 * torch.finfo(model.dtype).eps * float(alone.abs().max())
-            if float((apart - alone).abs().max()) <= max(rounding, 0.01 * float((joined - alone).abs().max())):
+            mixed = float((joined - alone).abs().max())
+            rounding = min(4 * torch.finfo(model.dtype).eps * float(alone.abs().max()), mixed / 4)
+            if float((apart - alone).abs().max()) <= max(rounding, 0.01 * mixed):
                 return way is not None
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
         raise UserError(f"{name} cannot read packed samples ({first_line(error)}); set data.packing false") from error
     finally:
         for module, mode in modes:

@@ -302,3 +302,8 @@ def test_same_padding_with_a_padding_mode():
     y = model(x)
     torch.testing.assert_close(fold(model)(x), y, rtol=1e-4, atol=1e-5)
     assert y.shape == (1, 12, 6, 6)
+
+
+def test_a_budget_with_nothing_to_convert():
+    with pytest.raises(ValueError, match="budget"):
+        convert(nn.Sequential(nn.LSTM(64, 64)), SineLowRank(2), budget=0.5)

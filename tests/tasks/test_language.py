@@ -312,8 +312,24 @@ def test_modules_trained_whole_are_float32(llama, questions, tmp_path):
     before = weights(task)
     trained(task, data(questions), tmp_path)
     changed = {name for name, value in weights(task).items() if not torch.equal(value, before[name])}
+    with task.network.disable_adapter():  # the frozen originals, in the base's type
+        assert task.network(input_ids=torch.arange(8)[None]).logits.dtype == torch.bfloat16
     assert sum("modules_to_save" in name for name in changed) == 2
     assert all("modules_to_save" in name or ".lora_" in name for name in changed)
+
+
+def test_blocks_trained_whole_in_a_half_precision_base(llama, questions, tmp_path):
+    task = LanguageTask(
+        base=llama, adapter=SINE, targets=["up_proj"], dtype="bfloat16", modules_to_save=["self_attn"]
+    )
+    trained(task, data(questions), tmp_path, max_steps=1)  # called by name, and it answers with a tuple
+
+
+def test_all_in_half_precision(bert, tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tlabel\n" + "".join(f"film {n}\t{n % 2}\n" for n in range(20)))
+    task = SentenceTask(base=bert, adapter=SINE, dtype="bfloat16")
+    trained(task, SentenceData(str(path), max_length=16), tmp_path, max_steps=2, precision="bf16-true")
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------

@@ -59,6 +59,17 @@ def test_it_learns_the_text(linear, tmp_path):
     assert again["test/loss"] == pytest.approx(figures["val/loss"].item(), rel=1e-5)
 
 
+def test_the_form_of_questions_comes_back(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(f'{{"instruction": "add {n}", "output": "{n}"}}\n' for n in range(20)))
+    task = PretrainingTask(SineLowRank(2), width=32, depth=1, heads=2, context=256)
+    trainer = quiet_trainer(tmp_path, max_steps=1, num_sanity_val_steps=0)
+    trainer.fit(task, data(str(path), max_length=256))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    back = PretrainingTask.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert task.form == "alpaca" and torch.equal(back.prompt("add 3"), task.prompt("add 3"))
+
+
 def test_by_the_command_line_it_trains_and_writes(tmp_path, capsys):
     config = tmp_path / "small.yaml"
     (tmp_path / "pages").mkdir()
