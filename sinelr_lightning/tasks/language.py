@@ -1,6 +1,6 @@
 """Fine-tuning of causal language models by adapters."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sinelr_lightning.tasks.adapted import AdaptedTask
 from sinelr_lightning.tasks.causal import CausalTask
@@ -16,9 +16,6 @@ class LanguageTask(AdaptedTask, CausalTask):
 
     model_class: ClassVar[str] = "AutoModelForCausalLM"
     task_type: ClassVar[str] = "CAUSAL_LM"
-
-    def __init__(self, **adapted: Any) -> None:
-        super().__init__(**adapted)
 
     @property
     def called(self) -> str:
