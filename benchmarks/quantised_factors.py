@@ -13,13 +13,11 @@ import argparse
 import functools
 import multiprocessing
 import statistics
-import tempfile
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from small_tasks import TASKS, make, read
-from sweep import RESULTS, settle
+from sweep import RESULTS, bare_trainer, settle
 from timing import markdown
 from torch import Tensor, nn
 
@@ -66,14 +64,8 @@ def run(task: str, job: tuple[int, int]) -> tuple[int, list[tuple[int, float]]]:
     settle(seed, "cpu")
     module, data = make(task, linear, lr), read(task)
     steps, name, _ = TASKS[task]
-    quiet: dict[str, Any] = dict.fromkeys(
-        ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
-    )
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=steps, accelerator="cpu", default_root_dir=folder, num_sanity_val_steps=0, **quiet
-        )
+    with bare_trainer(steps, "cpu") as trainer:
         trainer.fit(module, data)
         trained = {key: value.clone() for key, value in module.state_dict().items()}
         for bits in BITS:

@@ -15,7 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,17 +177,13 @@ class Sweep:
             figure.savefig(temporary)
 
 
-def train(
-    task: Any, data: Any, steps: int, device: str, names: Iterable[str], test: str = "", callbacks: Iterable[Any] = ()
-) -> dict[str, float]:
-    """Train with nothing beside it; give the seconds and, of the validation at the end, the scores `val/NAME`.
-
-    `test` names a score that is measured on the test data afterwards, and given as `test_NAME`.
-    """
+@contextmanager
+def bare_trainer(steps: int, device: str, callbacks: Iterable[Any] = ()) -> Generator[Any]:
+    """A Trainer with nothing beside the training, in a folder that goes away."""
     import lightning.pytorch as L
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
+        yield L.Trainer(
             max_steps=steps,
             accelerator="gpu" if device == "cuda" else "cpu",
             default_root_dir=folder,
@@ -197,6 +194,16 @@ def train(
             num_sanity_val_steps=0,
             callbacks=list(callbacks),
         )
+
+
+def train(
+    task: Any, data: Any, steps: int, device: str, names: Iterable[str], test: str = "", callbacks: Iterable[Any] = ()
+) -> dict[str, float]:
+    """Train with nothing beside it; give the seconds and, of the validation at the end, the scores `val/NAME`.
+
+    `test` names a score that is measured on the test data afterwards, and given as `test_NAME`.
+    """
+    with bare_trainer(steps, device, callbacks) as trainer:
         began = time.perf_counter()
         trainer.fit(task, data)
         seconds = time.perf_counter() - began

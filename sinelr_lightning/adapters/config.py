@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from sinelr_lightning.layers import Factorization
-from sinelr_lightning.layers.factory import subclasses
+from sinelr_lightning.layers.factory import families
 
 __all__ = ["FactorizedLoraConfig", "SineLoraConfig", "as_lora"]
 
@@ -70,10 +70,10 @@ class FactorizedLoraConfig(LoraConfig):
 
     def family(self, rank: int) -> Factorization:
         """The factorization of a layer whose adapter has this rank."""
-        families = {family.__name__: family for family in subclasses(Factorization) if not inspect.isabstract(family)}
-        family = families.get(self.factorization or "")
+        known = families(Factorization)
+        family = known.get(self.factorization or "")
         if family is None:
-            near = get_close_matches(str(self.factorization), families) or sorted(families)
+            near = get_close_matches(str(self.factorization), known) or sorted(known)
             raise ValueError(f"factorization {self.factorization!r} is none of ours: take {' or '.join(near)}")
         given = self._arguments()
         ranked = {"rank": rank} if "rank" in inspect.signature(family).parameters else {}

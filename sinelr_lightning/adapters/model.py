@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from sinelr_lightning.adapters.config import FactorizedLoraConfig, as_lora
 from sinelr_lightning.adapters.kinds import adopt, upgrade
 from sinelr_lightning.adapters.layers import FactorizedLoraLayer
+from sinelr_lightning.layers.evaluation import evaluating
 
 __all__ = ["FactorizedLoraModel", "check_patterns", "probe_tokens"]
 
@@ -208,14 +209,10 @@ def _probe(model: nn.Module) -> Tensor | None:
         return None
     if model.config.is_encoder_decoder:
         return None
-    modes = [(module, module.training) for module in model.modules()]
     tokens = probe_tokens(model.config.get_text_config().vocab_size).to(model.device)
     try:
-        with torch.enable_grad():  # with gradients no layer keeps its whole weight
-            return model.eval()(input_ids=tokens)[0].detach().float()
+        with evaluating(model), torch.enable_grad():  # with gradients no layer keeps its whole weight
+            return model(input_ids=tokens)[0].detach().float()
     except Exception as error:  # noqa: BLE001  (whatever such a model misses, it can be merged)
         log.debug("no logits to compare: %s", error)
         return None
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -71,7 +71,9 @@ def compare(
         raise UserError(f"equal must be ranks or parameters, got {equal!r}")
     cases = _cases(linear, parsed_ints(rank, "rank"))
     if equal == "parameters":
-        cases = _of_equal_parameters(cases, settings, where, options)
+        from sinelr_lightning.commands.equal_parameters import of_equal_parameters
+
+        cases = of_equal_parameters(cases, settings, where, options)
     metric, mode = _goal(settings, metric, mode)
     rates = parsed_floats(lrs, "lrs") if lrs else _around(settings)
     plan = Plan(cases, rates, _seeds(seeds), metric, mode, config, where, steps, seconds, options)
@@ -123,29 +125,6 @@ def _cases(linear: str, ranks: tuple[int, ...]) -> tuple[Case, ...]:
     return tuple(Case(name, k) for name in methods for k in (ranks if _has_rank(name) else (None,)))
 
 
-def _of_equal_parameters(
-    cases: tuple[Case, ...], settings: dict[str, Any], where: str, options: str
-) -> tuple[Case, ...]:
-    """The same methods at ranks that give them at most the parameters of the first method."""
-    from sinelr_lightning.commands.equal_parameters import largest_rank, parameter_counter
-
-    count = parameter_counter(settings, where, options)
-    first = cases[0].method
-    made = []
-    for case in cases:
-        if case.rank is None:
-            made.append(case)
-            continue
-        most = count(first, case.rank)
-        if most is None:
-            raise UserError(f"{first} cannot have rank {case.rank} here")
-        rank = case.rank if case.method == first else largest_rank(lambda k, m=case.method: count(m, k), most)
-        if rank is None:
-            raise UserError(f"{case.method} has more parameters at rank 1 than {first} at {case.rank}")
-        made.append(Case(case.method, rank, beside=None if rank == case.rank else case.rank))
-    return tuple(made)
-
-
 def _seeds(seeds: str) -> tuple[int, ...]:
     """The seeds that are listed, or the first so many."""
     numbers = parsed_ints(seeds, "seeds", least=0 if "," in seeds else 1)
@@ -169,19 +148,18 @@ def _has_rank(method: str) -> bool:
         UserError: there is no such family.
     """
     import dataclasses
-    import inspect
 
     import sinelr_lightning.layers  # noqa: F401 (defines the families)
     from sinelr_lightning.cli import near
-    from sinelr_lightning.layers.factory import LinearFactory, subclasses
+    from sinelr_lightning.layers.factory import LinearFactory, families
 
-    families = {cls.__name__: cls for cls in subclasses(LinearFactory) if not inspect.isabstract(cls)}
+    known = families(LinearFactory)
     name = method.rsplit(".", 1)[-1]
-    if name not in families:
+    if name not in known:
         if "." in method:
             return True  # a class of the user's own, which the run will import
-        raise UserError(f"linear: unknown method {method!r}{near(method, sorted(families))}")
-    family = families[name]
+        raise UserError(f"linear: unknown method {method!r}{near(method, sorted(known))}")
+    family = known[name]
     return dataclasses.is_dataclass(family) and "rank" in {field.name for field in dataclasses.fields(family)}
 
 

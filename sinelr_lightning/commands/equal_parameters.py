@@ -12,13 +12,43 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from sinelr_lightning.comparison.plan import Case
 from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.tasks.base import Task
 
-__all__ = ["largest_rank", "parameter_counter"]
+__all__ = ["of_equal_parameters"]
 
 
-def parameter_counter(settings: dict[str, Any], where: str, options: str) -> Callable[[str, int], int | None]:
+def of_equal_parameters(
+    cases: tuple[Case, ...], settings: dict[str, Any], where: str, options: str
+) -> tuple[Case, ...]:
+    """The same methods at ranks that give them at most the parameters of the first method.
+
+    Args:
+        cases: at the first method's ranks.
+        settings, where, options: see `_parameter_counter`.
+
+    Raises:
+        UserError: a method has more parameters at rank 1, or the first one cannot have its rank.
+    """
+    count = _parameter_counter(settings, where, options)
+    first = cases[0].method
+    made = []
+    for case in cases:
+        if case.rank is None:
+            made.append(case)
+            continue
+        most = count(first, case.rank)
+        if most is None:
+            raise UserError(f"{first} cannot have rank {case.rank} here")
+        rank = case.rank if case.method == first else _largest_rank(lambda k, m=case.method: count(m, k), most)
+        if rank is None:
+            raise UserError(f"{case.method} has more parameters at rank 1 than {first} at {case.rank}")
+        made.append(Case(case.method, rank, beside=None if rank == case.rank else case.rank))
+    return tuple(made)
+
+
+def _parameter_counter(settings: dict[str, Any], where: str, options: str) -> Callable[[str, int], int | None]:
     """A function that gives how many (trained) parameters the task has with a method at a rank.
 
     It gives None for a rank that the task's layers cannot have.
@@ -58,7 +88,7 @@ def parameter_counter(settings: dict[str, Any], where: str, options: str) -> Cal
     return count
 
 
-def largest_rank(count: Callable[[int], int | None], most: int) -> int | None:
+def _largest_rank(count: Callable[[int], int | None], most: int) -> int | None:
     """The largest rank with at most `most` parameters, which rise with the rank; None if rank 1 has more."""
 
     def fits(rank: int) -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sinelr_lightning.layers.evaluation import evaluating
 from sinelr_lightning.layers.packed import PARTS, FactorizedAttention
 from sinelr_lightning.layers.sites import Matrix, Site
 
@@ -83,13 +84,11 @@ def _watched(model: nn.Module, sites: Iterable[Site], moments: _Moments) -> Gene
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention) and type(module) in (nn.MultiheadAttention, FactorizedAttention)
     }
-    modes = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes.items()])
+        stack.enter_context(evaluating(model))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
         torch.backends.mha.set_fastpath_enabled(False)  # the fused layer would pass the hooks by
-        model.eval()
         for site in sites:
             module = site.module
             if isinstance(module, nn.MultiheadAttention):

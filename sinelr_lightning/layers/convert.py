@@ -17,6 +17,7 @@ from sinelr_lightning.layers.sites import (
     check_matches,
     find_sites,
     matches,
+    ranked,
     set_ranks,
     shared_weights,
 )
@@ -131,12 +132,11 @@ def convert(
         raise ValueError('calibration serves init="fit" or a budget, and neither was asked for')
     sites = _chosen(model, factory, list(include), list(exclude))
     # A layer stays dense under a budget if not even rank 1 is smaller.
-    smallest = {"*": 1} if any(site.matrices for site in sites.values()) else {}
-    set_ranks(sites, dict(ranks or {}) if budget is None else smallest)
+    set_ranks(sites, dict(ranks or {}))
     if budget is not None:
         for site in sites.values():
             for matrix in site.matrices.values():
-                matrix.made_with = factory
+                matrix.made_with, matrix.factory = factory, ranked(factory, 1)
     result = Conversion()
     chosen = _willing(model, sites, result)
     matrices = [matrix for site in chosen for matrix in site.matrices.values()]

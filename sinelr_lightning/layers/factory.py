@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Dense", "LinearFactory", "subclasses"]
+__all__ = ["Dense", "LinearFactory", "families", "subclasses"]
 
 
 class LinearFactory(ABC):
@@ -46,3 +46,8 @@ def subclasses(cls: type) -> Iterator[type]:
     for child in cls.__subclasses__():
         yield child
         yield from subclasses(child)
+
+
+def families(cls: type) -> dict[str, type]:
+    """Those below this one of which there can be instances, by name."""
+    return {child.__name__: child for child in subclasses(cls) if not inspect.isabstract(child)}

@@ -12,7 +12,6 @@ Chebyshev nodes of [0, Φ]. Trained adapters have such phases (`benchmarks/llm_q
 import math
 from functools import lru_cache
 from itertools import combinations_with_replacement
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +49,18 @@ def power_columns(rank: int, degree: int) -> int:
 
 
 def power_linear(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float | Tensor, u: Tensor, v: Tensor, *form: Any
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: float | Tensor,
+    u: Tensor,
+    v: Tensor,
+    omega: float,
+    degree: int,
 ) -> Tensor:
-    """x·(weight + scale·sin(ω·u·vᵀ))ᵀ + bias for rows x [N, n], in the type of x; without `weight` the sine alone.
-
-    `form` is ω and the degree, as `power_factors` takes them.
-    """
+    """x·(weight + scale·sin(ω·u·vᵀ))ᵀ + bias for rows x [N, n], in the type of x; without `weight` the sine alone."""
     # Formed once more in backward: the parts of its monomials would take more room than P and Q.
-    p, q = checkpoint(power_factors, u, v, *form, x.dtype, use_reentrant=False, preserve_rng_state=False)
+    p, q = checkpoint(power_factors, u, v, omega, degree, x.dtype, use_reentrant=False, preserve_rng_state=False)
     bias = None if bias is None else bias.to(x.dtype)
     if weight is not None:
         return torch.addmm(F.linear(x, weight, bias), x @ q.t(), p * scale)

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from sinelr_lightning.layers import sine_ops
 from sinelr_lightning.layers.adapted import adapted_sine_linear
-from sinelr_lightning.layers.factorization import (
-    wide,
-)
+from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.select import thin_nodes
 from sinelr_lightning.layers.sine_kin import SineKin
 from sinelr_lightning.layers.thin import thin_factors

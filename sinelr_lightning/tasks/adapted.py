@@ -10,17 +10,17 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sinelr_lightning.datamodules.text_data import TextData
 from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.layers import Factorization, LinearFactory, LowRank, SineLowRank
-from sinelr_lightning.tasks.base import ExportParts, Task
+from sinelr_lightning.tasks.base import ExportParts
 from sinelr_lightning.tasks.pretrained import load_model, load_tokenizer, need_language_packages
 from sinelr_lightning.tasks.schedule import Schedule
+from sinelr_lightning.tasks.text import TextTask
 
 __all__ = ["AdaptedTask", "adapter_config"]
 
 
-class AdaptedTask(Task):
+class AdaptedTask(TextTask):
     """Base of the tasks that train an adapter of PEFT on a frozen model of transformers.
 
     A checkpoint holds what is trained and no weight of the base, which it names; the base's own weights are compared
@@ -131,27 +131,6 @@ class AdaptedTask(Task):
         for module in model.modules():
             if isinstance(module, FactorizedLoraLayer):
                 module.keeps = False  # each process would hold all of them
-
-    def read(self, data: TextData) -> None:
-        """Have the data cut into tokens.
-
-        Raises:
-            UserError: the tokenizer or the model cannot read a sample.
-        """
-        data.use_tokenizer(self.tokenizer)
-        embedding = self.network.get_base_model().get_input_embeddings()
-        data.check_room(embedding.weight.shape[0], self.positions)
-
-    @property
-    def positions(self) -> int | None:
-        """How many tokens the model reads; None where the configuration sets no bound."""
-        room = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
-        # RoBERTa and its kin count positions from behind that of the padding.
-        tables = (m for name, m in self.network.named_modules() if name.endswith("embeddings.position_embeddings"))
-        behind = getattr(next(tables, None), "padding_idx", None)
-        if room is None or room < 1:  # XLNet says −1
-            return None
-        return room if behind is None else room - behind - 1
 
     def model_options(self) -> dict[str, Any]:
         """What `from_pretrained` needs besides; the arguments of the task are in `hparams` already."""

@@ -13,21 +13,19 @@ from sinelr_lightning.datamodules.language import LanguageData
 from sinelr_lightning.datamodules.text_records import Record
 from sinelr_lightning.datamodules.tokenization import UNTRAINED, Form, bos_before_text, prompt_text, tokenize_records
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.tasks.base import Task
 from sinelr_lightning.tasks.segments import needs_mask, segment_mask
+from sinelr_lightning.tasks.text import TextTask
 
 __all__ = ["CausalTask"]
 
 
-class CausalTask(Task):
-    """Base of the tasks on causal language models. A subclass has a `tokenizer` and a `network` of transformers.
+class CausalTask(TextTask):
+    """Base of the tasks on causal language models.
 
     Figures are `loss` (nats a marked token), `ppl` (its exponential) and, where the data has answers to choose from,
     `acc`: the share of samples whose right answer has the largest log-likelihood, summed over its tokens.
     """
 
-    tokenizer: Any
-    network: Any
     form: Form = "text"  # in which the data puts what is asked
     masks_segments = True  # whether packed samples need a mask of ours
 
@@ -35,15 +33,6 @@ class CausalTask(Task):
     @abstractmethod
     def called(self) -> str:
         """What messages call the model."""
-
-    @property
-    @abstractmethod
-    def positions(self) -> int | None:
-        """How many tokens the model reads; None where nothing bounds it."""
-
-    @abstractmethod
-    def read(self, data: LanguageData) -> None:
-        """Have the data cut into tokens."""
 
     def setup(self, stage: str) -> None:
         """Have the data cut into tokens, and note in which form it puts what is asked."""

@@ -18,6 +18,7 @@ from sinelr_lightning.datamodules.loaders import training_inputs
 from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import Conversion, Dense, LinearFactory, SineLowRank, convert
+from sinelr_lightning.layers.evaluation import evaluating
 from sinelr_lightning.models.networks import image_network
 from sinelr_lightning.progress import progress_bar
 from sinelr_lightning.rendering import confusion_picture
@@ -158,19 +159,16 @@ class ClassificationTask(Task):
 
     def _check_size(self, side: int) -> None:
         """Let one black image through, before anything is trained."""
-        training = self.network.training
         try:
-            with torch.no_grad():
+            with evaluating(self.network), torch.no_grad():
                 device = next(self.network.parameters()).device
-                self.network.eval()(torch.zeros(1, 3, side, side, device=device))
+                self.network(torch.zeros(1, 3, side, side, device=device))
         except (RuntimeError, AssertionError, ValueError) as error:
             name = self._network_arguments["name"]
             raise UserError(
                 f"the network {name} does not take images [3, {side}, {side}] ({first_line(error)}): set "
                 "model.network_args or data.image_size"
             ) from error
-        finally:
-            self.network.train(training)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store names and preprocessing, so that prediction and export need neither data nor flags."""

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 
-from sinelr_lightning.datamodules.language import LanguageData
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.layers import Dense, LinearFactory, SineLowRank, convert
 from sinelr_lightning.tasks.causal import CausalTask
@@ -80,20 +79,6 @@ class PretrainingTask(CausalTask):
     def called(self) -> str:
         """The model in words."""
         return "the Llama"
-
-    @property
-    def positions(self) -> int:
-        """The context."""
-        return self.network.config.max_position_embeddings
-
-    def read(self, data: LanguageData) -> None:
-        """Have the data cut into bytes.
-
-        Raises:
-            UserError: rows are longer than the context.
-        """
-        data.use_tokenizer(self.tokenizer)
-        data.check_room(len(self.tokenizer), self.positions)
 
     def combine(self, samples: dict[int, dict[str, float]]) -> dict[str, float]:
         """Besides the figures of `CausalTask`, bits a byte."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.errors import UserError, first_line
+from sinelr_lightning.layers.evaluation import evaluating
 
 __all__ = ["needs_mask", "segment_mask"]
 
@@ -46,14 +47,15 @@ def needs_mask(model: Any, name: str) -> bool:
     along = torch.arange(2 * LENGTH, device=model.device)[None]
 
     def second(ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        output = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        with evaluating(model):
+            output = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
         return output.logits[0, -LENGTH:].float()
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         alone = second(tokens[:, LENGTH:], along[:, :LENGTH], None)
         joined = second(tokens, along, None)
+        mixed = float((joined - alone).abs().max())
+        rounding = min(4 * torch.finfo(model.dtype).eps * float(alone.abs().max()), mixed / 4)
         mask = segment_mask(along // LENGTH, model)
         sliding = getattr(model.config.get_text_config(), "sliding_window", None)  # which no mask of ours has
         for way in (None,) if sliding else (None, mask):
@@ -61,13 +63,8 @@ def needs_mask(model: Any, name: str) -> bool:
                 apart = second(tokens, along % LENGTH, way)
             except (ValueError, RuntimeError, TypeError, IndexError):  # a mask of another form than it takes
                 continue
-            mixed = float((joined - alone).abs().max())
-            rounding = min(4 * torch.finfo(model.dtype).eps * float(alone.abs().max()), mixed / 4)
             if float((apart - alone).abs().max()) <= max(rounding, 0.01 * mixed):
                 return way is not None
     except (ValueError, RuntimeError, TypeError, IndexError) as error:
         raise UserError(f"{name} cannot read packed samples ({first_line(error)}); set data.packing false") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     raise UserError(f"{name} would mix the samples of a packed row; set data.packing false")

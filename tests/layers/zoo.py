@@ -13,8 +13,8 @@ class Family:
     """A family of models.
 
     Attributes:
-        make: builds one, in evaluation mode.
-        inputs: keyword arguments of its forward.
+        make: builds one.
+        inputs: keyword arguments of its forward; under "" one that has no name that all share.
         read: the tensor to look at in what forward gives.
         package: that has the model.
     """
@@ -198,8 +198,8 @@ ZOO: dict[str, Family] = {
 }  # fmt: skip
 
 
-def run(family: Family, model: nn.Module) -> Tensor:
-    """The model's answer."""
-    inputs = dict(family.inputs())
+def run(family: Family, model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Tensor:
+    """The model's answer to these inputs, or to the family's own."""
+    inputs = dict(family.inputs() if inputs is None else inputs)
     first = inputs.pop("", None)
     return family.read(model(first, **inputs) if first is not None else model(**inputs))
