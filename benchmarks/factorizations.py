@@ -85,11 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--budgets", type=int, nargs="+", default=[0, 1, 5, 16], help="ranks; 0 is dense")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     args = parser.parse_args()
     for task in args.tasks:
-        methods = {m: budgets for m, (_, budgets) in METHODS.items() if (task, m) not in LEFT_OUT}
+        methods = {
+            m: budgets for m, (_, budgets) in METHODS.items() if m in args.methods and (task, m) not in LEFT_OUT
+        }
         cases = [(m, k) for k in args.budgets for m, budgets in methods.items() if k in budgets]
         sweep = Sweep(RESULTS / f"factorizations_{task}.json", {"steps": TASKS[task][0]}, "score")
         sweep.work(functools.partial(run, task), cases, LRS, args.seeds, args.jobs)
