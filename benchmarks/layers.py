@@ -265,17 +265,24 @@ def rank_two(cases: list[tuple[tuple[int, int], int]], setting: Setting) -> str:
 # ----------------------------------------------------------------------------------------------------------- main
 
 
+def shape(text: str) -> tuple[int, int]:
+    n, m = text.split("x")
+    return int(n), int(m)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two sizes and five turns, to see that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shapes", type=shape, nargs="+", default=SHAPES, help="INxOUT, such as 768x3072")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="rows of x")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice by default")
     parser.add_argument("--seconds", type=float, default=20.0, help="time after which a case stops early")
     parser.add_argument("--out", type=Path, help="Markdown file to write besides printing")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    shapes, batches, ranks, turns = SHAPES, BATCHES, RANKS, 15
+    shapes, batches, ranks, turns = arguments.shapes, arguments.batches, RANKS, 15
     if arguments.quick:
         shapes, batches, ranks, turns = [(256, 256), (256, 512)], [512], [1, 2], 5
     pairs = [(s, b) for s in shapes for b in batches if b * max(s) <= LARGEST]

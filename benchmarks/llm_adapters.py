@@ -6,7 +6,8 @@
 A step is forward and backward through frozen blocks with adapters in all their linear layers, from gradients of the
 output to those of the input and of the adapters. `llama-8b` is one block of Llama 3 8B's shape (hidden 4096, 14336
 inside, grouped queries), `smollm2` are two of SmolLM2-135M's, both with random weights. `two products` is the
-authors' form, base(x) + s·x·(sin(ω·B·A)/g)ᵀ, left to autograd.
+authors' form, base(x) + s·x·(sin(ω·B·A)/g)ᵀ, left to autograd; `formed` is ours without the polynomials of small
+phases (`layers.powers`).
 
 Times are the fastest of the turns that all methods take in a new order, ratios those of one run. Memory is the
 largest sum of live tensors during a step less what lay there before: on the CPU from the allocations that the
@@ -14,9 +15,11 @@ profiler records, on a GPU from the allocator.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -44,7 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 TWO_PRODUCTS = "sine LoRA, two products"
-METHODS = ("LoRA", "DoRA", TWO_PRODUCTS, "sine LoRA", "sine DoRA")
+FORMED = "sine LoRA, formed"
+METHODS = ("LoRA", "DoRA", TWO_PRODUCTS, FORMED, "sine LoRA", "sine DoRA")
 
 
 class TwoProducts(nn.Module):
@@ -80,6 +84,12 @@ def build(method: str, case: str, rank: int, dtype: torch.dtype, device: str) ->
     return network
 
 
+def without_powers(run: Callable[[], None]) -> None:
+    """The step with the whole weight formed, whatever the phases."""
+    with mock.patch("sinelr_lightning.layers.adapted.enough_degree", lambda *_: None):
+        run()
+
+
 def step(network: Any, x: Tensor, grad: Tensor) -> None:
     y = network(inputs_embeds=x.requires_grad_(), use_cache=False).last_hidden_state
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -106,6 +116,7 @@ def measure(case: str, rank: int, dtype: torch.dtype, tokens: int, setting: Sett
     hidden = CASES[case]["hidden_size"]
     x, grad = (torch.randn(1, tokens, hidden, device=setting.device, dtype=dtype) for _ in range(2))
     runs = {method: lambda network=network: step(network, x, grad) for method, network in networks.items()}
+    runs[FORMED] = functools.partial(without_powers, runs[FORMED])
     times = fastest(runs, setting)
     memory = {name: (peak if setting.device == "cuda" else peak_on_cpu)(run) for name, run in runs.items()}
     return [

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sinelr_lightning.layers.factorization import wide
+from sinelr_lightning.layers.on_host import on_host
 from sinelr_lightning.layers.select import TOLERANCE
 
 __all__ = ["enough_degree", "power_columns", "power_factors", "power_linear"]
@@ -31,13 +32,25 @@ _BREAK_EVEN = 0.25
 def enough_degree(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | None:
     """Degree of the polynomial that is exact to rounding in `dtype` and cheaper than the weight, or None.
 
-    None on a device, where it was not measured and where the phases' bound would have to be waited for.
+    On a device the phases' bound is that of the step before, with a margin (`on_host`).
+
+    Args:
+        u, v: factors [m, rank] and [n, rank].
+        omega: frequency.
+        dtype: in which the products run.
     """
     (m, rank), n = u.shape, v.shape[0]
     most = _BREAK_EVEN * m * n / (m + n)
-    if not u.is_cpu or power_columns(rank, 1) > most:
+    # At degree 1 the sine is straight; on a device asking for the phases costs more than these few steps gain.
+    if u.is_meta or power_columns(rank, 1 if u.is_cpu else 3) > most:
         return None
-    largest = float(omega * wide(u.detach()).norm(dim=1).amax() * wide(v.detach()).norm(dim=1).amax())
+    if u.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None  # a captured graph runs again with other factors, for which this degree may be too low
+    bound = omega * wide(u.detach()).norm(dim=1).amax() * wide(v.detach()).norm(dim=1).amax()
+    if u.is_cpu:
+        largest = float(bound)
+    else:
+        largest = on_host(u, bound, (u._version, v._version, u.data_ptr(), v.data_ptr()))
     # NaN is below no reach.
     degree = next((degree for degree in _DEGREES if largest <= _polynomial(degree, dtype)[0]), None)
     return None if degree is None or power_columns(rank, degree) > most else degree
@@ -82,7 +95,7 @@ def power_factors(u: Tensor, v: Tensor, omega: float, degree: int, dtype: torch.
     rows_u, rows_v = (u * (omega * length)).t(), (v / length).t()
     p, q = [], []
     for d, coefficient in zip(range(1, degree + 1, 2), _polynomial(degree, dtype)[1], strict=True):
-        indices, multinomials = _monomials(u.shape[1], d)
+        indices, multinomials = _monomials(u.shape[1], d, u.device)
         p.append(_products(rows_u, indices) * (coefficient * multinomials.to(u.dtype))[:, None])
         q.append(_products(rows_v, indices))
     return torch.cat(p).to(dtype), torch.cat(q).to(dtype)
@@ -98,11 +111,11 @@ def _products(rows: Tensor, indices: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _monomials(rank: int, degree: int) -> tuple[Tensor, Tensor]:
+def _monomials(rank: int, degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which factors each monomial of that degree multiplies [degree, monomials], and how often it occurs."""
     chosen = list(combinations_with_replacement(range(rank), degree))
     times = [math.factorial(degree) // math.prod(math.factorial(one.count(a)) for a in set(one)) for one in chosen]
-    return torch.tensor(chosen, device="cpu").t().contiguous(), torch.tensor(times, device="cpu")
+    return torch.tensor(chosen, device=device).t().contiguous(), torch.tensor(times, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -6,15 +6,14 @@ formed costs m·n.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sinelr_lightning.layers.factorization import wide
+from sinelr_lightning.layers.on_host import on_host
 
 __all__ = ["TOLERANCE", "Nodes", "column_scale", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
 
@@ -28,8 +27,6 @@ _BREAK_EVEN = 0.6
 # What the many small steps towards the columns cost besides, in the same unit. At rank 1 they cost less than a step
 # gains at some hundred rows of x; at rank 2 there are more of them, and below about 300×300 formed wins.
 _OVERHEAD = {1: 0, 2: 40_000}
-# A phase bound that reaches the host late is allowed to have grown by this factor since it was measured.
-_MARGIN = 1.15
 
 
 @lru_cache(maxsize=4096)
@@ -131,51 +128,5 @@ def _largest_phases(u: Tensor, v: Tensor, omega: float) -> tuple[float, float]:
     if largest.device.type == "cpu" or u.is_inference() or v.is_inference():
         total = largest.item()
     else:
-        total = _on_host(v, largest.float(), (u._version, v._version, u.data_ptr(), v.data_ptr()))
+        total = on_host(v, largest, (u._version, v._version, u.data_ptr(), v.data_ptr()))
     return (total if u.shape[1] == 1 else phases.amax().item()), total
-
-
-@dataclass
-class _HostCopy:
-    """A number on its way from the device, the state of the factors that it was sent for, and the last answer."""
-
-    value: Tensor
-    state: tuple[int, ...]
-    answer: float
-    arrival: torch.cuda.Event | None = None
-
-
-_host_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def _on_host(key: Tensor, value: Tensor, state: tuple[int, ...]) -> float:
-    """A device value on the host, without a training step ever waiting for the present step's work.
-
-    A step reads what the step before sent by an asynchronous copy (`_MARGIN` covers the step between) and sends the
-    present value. While `state` (versions and places of the factors) is unchanged so is the answer, and a forward
-    pass that a checkpoint repeats inside backward always gets that of the first. Without gradients the value is
-    exact: it waits once after each change of the factors.
-    """
-    copy = _host_copies.get(key)
-    if copy is None:
-        copy = _host_copies[key] = _HostCopy(
-            torch.empty((), device="cpu", pin_memory=value.device.type == "cuda"), (), math.nan
-        )
-    elif torch._C._current_graph_task_id() >= 0:  # inside backward
-        return copy.answer
-    if not copy.state or (not torch.is_grad_enabled() and copy.state != state):
-        copy.value.copy_(value)
-        copy.state, copy.answer, copy.arrival = state, copy.value.item(), None
-        return copy.answer
-    if copy.arrival is not None:
-        copy.arrival.synchronize()
-    late = copy.value.item()
-    # FSDP and `.data` change factors without a new version: a value above the answer betrays them.
-    if copy.state != state or not late <= copy.answer:
-        copy.answer = _MARGIN * late
-    copy.state = state
-    copy.value.copy_(value, non_blocking=value.is_cuda)
-    if value.is_cuda:
-        copy.arrival = torch.cuda.Event()
-        copy.arrival.record()
-    return copy.answer

@@ -44,7 +44,7 @@ def sine_linear(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: flo
         with without_autocast(x):
             if (nodes := thin_nodes(u, v, omega, x.dtype)) is not None:
                 y = _Thin.apply(rows, u, v, bias, omega, gain, nodes)
-            elif (degree := enough_degree(u, v, omega, x.dtype)) is not None:
+            elif u.is_cpu and (degree := enough_degree(u, v, omega, x.dtype)) is not None:
                 y = power_linear(rows, None, bias, 1 / gain, u, v, omega, degree)
             else:
                 y = _Formed.apply(rows, u, v, bias, omega, gain)

@@ -64,7 +64,7 @@ def test_a_higher_degree_reaches_further(dtype: torch.dtype):
 
 # By hand: (u₁v₁ + u₂v₂)³ has the monomials of u 1, 2, 4, 8 and of v 27, 45, 75, 125, with 1, 3, 3, 1 of each.
 def test_monomials_by_hand():
-    indices, multinomials = powers._monomials(2, 3)
+    indices, multinomials = powers._monomials(2, 3, torch.device("cpu"))
     assert multinomials.tolist() == [1, 3, 3, 1]
     assert powers._products(torch.tensor([[1.0], [2.0]]), indices).flatten().tolist() == [1, 2, 4, 8]
     assert powers._products(torch.tensor([[3.0], [5.0]]), indices).flatten().tolist() == [27, 45, 75, 125]
