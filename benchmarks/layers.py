@@ -89,7 +89,9 @@ def training_row(shape: tuple[int, int], batch: int, rank: int, setting: Setting
     sine = family(n, m).to(setting.device)
     dense, low_rank = nn.Linear(n, m).to(setting.device), LowRank(rank)(n, m).to(setting.device)
     dtype = torch.bfloat16 if setting.autocast else torch.float32
-    nodes = thin_nodes(*sine.factors(), family.omega(n), dtype)
+    u, v = sine.factors()
+    nodes = thin_nodes(u, v, family.omega(n), dtype)
+    chosen = thin_nodes(u, v, family.omega(n), dtype, batch)
     ways: dict[str, tuple[Forward, nn.Module]] = {
         "chosen": (sine, sine),
         "formed": (forced(sine, None), sine),
@@ -108,7 +110,7 @@ def training_row(shape: tuple[int, int], batch: int, rank: int, setting: Setting
 
     ms = fastest({name: runner(name) for name in ways}, setting)
     memory = {name: kept(ways[name][0], x, list(ways[name][1].parameters()), setting) for name in ("chosen", "plain")}
-    row = [f"{n} → {m}", f"{batch:,}", str(rank), "formed" if nodes is None else f"thin, {nodes.columns(rank)}"]
+    row = [f"{n} → {m}", f"{batch:,}", str(rank), "formed" if chosen is None else f"thin, {chosen.columns(rank)}"]
     row += [f"{ms[name]:.2f}" if name in ms else "–" for name in TIMED]
     row += [f"{ms[name] / ms['chosen']:.2f}" for name in ("plain", "dense", "low rank")]
     row += [f"{memory[name]:.2f}" for name in ("chosen", "plain")]
@@ -233,7 +235,7 @@ def rank_two_row(shape: tuple[int, int], batch: int, spread: float, setting: Set
     assert isinstance(sine, SineLowRank)
     phases = _largest_phases(*layer.factors(), sine.omega(n))
     nodes = nodes_for_phases(*phases, torch.float32, rank=2)
-    chosen = thin_nodes(*layer.factors(), sine.omega(n), torch.float32)
+    chosen = thin_nodes(*layer.factors(), sine.omega(n), torch.float32, batch)
     ways = {"formed": forced(layer, None), "thin": forced(layer, nodes)}
     x = torch.randn(batch, n, device=setting.device, requires_grad=True)
     grad = torch.randn(batch, m, device=setting.device)

@@ -84,16 +84,16 @@ def build(method: str, case: str, rank: int, dtype: torch.dtype, device: str) ->
     return network
 
 
-def without_powers(run: Callable[[], None]) -> None:
-    """The step with the whole weight formed, whatever the phases."""
-    with mock.patch("sinelr_lightning.layers.adapted.enough_degree", lambda *_: None):
-        run()
-
-
 def step(network: Any, x: Tensor, grad: Tensor) -> None:
     y = network(inputs_embeds=x.requires_grad_(), use_cache=False).last_hidden_state
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     torch.autograd.grad(y, [x, *trained], grad)
+
+
+def formed_step(network: Any, x: Tensor, grad: Tensor) -> None:
+    """The step with the whole weight formed, whatever the phases."""
+    with mock.patch("sinelr_lightning.layers.adapted.enough_degree", lambda *_: None):
+        step(network, x, grad)
 
 
 def peak_on_cpu(run: Callable[[], None]) -> float:
@@ -115,8 +115,8 @@ def measure(case: str, rank: int, dtype: torch.dtype, tokens: int, setting: Sett
     networks = {method: build(method, case, rank, dtype, setting.device) for method in METHODS}
     hidden = CASES[case]["hidden_size"]
     x, grad = (torch.randn(1, tokens, hidden, device=setting.device, dtype=dtype) for _ in range(2))
-    runs = {method: lambda network=network: step(network, x, grad) for method, network in networks.items()}
-    runs[FORMED] = functools.partial(without_powers, runs[FORMED])
+    runs = {method: functools.partial(step, network, x, grad) for method, network in networks.items()}
+    runs[FORMED] = functools.partial(formed_step, networks[FORMED], x, grad)
     times = fastest(runs, setting)
     memory = {name: (peak if setting.device == "cuda" else peak_on_cpu)(run) for name, run in runs.items()}
     return [

@@ -1,4 +1,4 @@
-"""What differs on a GPU: phases that reach the host late, streams, captured graphs, half precision. Skipped without one.
+"""What differs on a GPU: phases that reach the host late, captured graphs, half precision. Skipped without one.
 
 The reference is the same formula in float64 on the CPU.
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinelr_lightning.cli import main
-from sinelr_lightning.layers import SineLowRank, cached_weights, fold
+from sinelr_lightning.layers import SineLowRank, cached_weights, fold, select
 from sinelr_lightning.layers.adapted import adapted_sine_linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -39,6 +39,14 @@ def result(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [y, *torch.autograd.grad(y.float().square().sum(), [x, *layer.factors(), layer.bias])]
 
 
+@pytest.fixture(params=[False, True], ids=["as chosen", "thin"])
+def way(request, monkeypatch):
+    """As the layers choose at these small sizes, and thin wherever phases allow it, as at large ones."""
+    if request.param:
+        monkeypatch.setattr(select, "_DEVICE_WORK", dict.fromkeys(select._DEVICE_WORK, 0))
+
+
+@pytest.mark.usefixtures("way")
 @ranks
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_a_layer_stays_exact_while_training_moves_its_phases(rank: int, half: bool):
@@ -55,6 +63,7 @@ def test_a_layer_stays_exact_while_training_moves_its_phases(rank: int, half: bo
         optimizer.step()
 
 
+@pytest.mark.usefixtures("way")
 @ranks
 def test_a_training_step_does_not_wait_for_the_device(rank: int):
     layer = SineLowRank(rank)(512, 384).cuda()
@@ -81,6 +90,7 @@ def adapted(x: Tensor, base: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return adapted_sine_linear(x, base, None, 2.0, u, v, omega=180.0, gain=30.0)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("grow", [1.0, 1.6], ids=["small phases", "growing phases"])
 def test_an_adapter_stays_exact(grow: float):
     t = adapter()
@@ -96,6 +106,7 @@ def test_an_adapter_stays_exact(grow: float):
             t["u"].mul_(1 + (grow - 1) / 6)  # below the margin of the host's late copy
 
 
+@pytest.mark.usefixtures("way")
 def test_an_adapter_does_not_wait_for_the_device():
     t, x = adapter(), torch.randn(32, 1024, device="cuda")
     for step in range(4):
@@ -109,6 +120,7 @@ def test_an_adapter_does_not_wait_for_the_device():
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.usefixtures("way")
 @ranks
 def test_a_captured_graph_follows_its_factors(rank: int):
     layer = SineLowRank(rank)(512, 384).cuda().eval()
@@ -128,6 +140,7 @@ def test_a_captured_graph_follows_its_factors(rank: int):
     assert error(y, wide_result(layer, x)[0]) < 5e-5
 
 
+@pytest.mark.usefixtures("way")
 @ranks
 def test_compiled(rank: int):
     layer = SineLowRank(rank)(256, 192).cuda()
@@ -140,6 +153,7 @@ def test_compiled(rank: int):
     assert max(error(a, b.detach().cpu().double()) for a, b in zip(again, found, strict=True)) < 5e-5
 
 
+@pytest.mark.usefixtures("way")
 @ranks
 def test_folded_and_kept(rank: int):
     layer = nn.Sequential(SineLowRank(rank)(512, 384)).cuda().eval()

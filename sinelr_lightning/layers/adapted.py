@@ -63,7 +63,7 @@ def adapted_sine_linear(
     if torch.compiler.is_compiling():  # the compiler fuses it, and chooses what it keeps
         with without_autocast(x):
             y = _by_autograd(rows, base, u, v, magnitude, scale, omega, gain, bias)
-    elif (degree := _thin_degree(x, base, u, v, omega, magnitude)) is not None:
+    elif (degree := _thin_degree(rows, base, u, v, omega, magnitude)) is not None:
         with without_autocast(x):
             y = power_linear(rows, base, bias, scale / gain, u, v, omega, degree)
     else:
@@ -78,7 +78,7 @@ def _thin_degree(x: Tensor, base: Tensor, u: Tensor, v: Tensor, omega: float, ma
     """
     if magnitude is not None or base.dtype != x.dtype:
         return None
-    return enough_degree(u, v, omega, x.dtype)
+    return enough_degree(u, v, omega, x.dtype, len(x))
 
 
 def _by_autograd(
@@ -151,30 +151,30 @@ def _gradients(
     gain: float,
     needs: tuple[bool, ...],
 ) -> Gradients:
-    """Gradients of x, base, u, v and magnitude; what is formed is dropped as soon as it was used."""
+    """Gradients of x, base, u, v and magnitude; without DoRA at most two matrices of W₀'s size live at once."""
     needs_x, needs_base, needs_u, needs_v, _, needs_magnitude = needs[:6]
-    phase = phase_of(u, v, omega)
     stretch = None if magnitude is None or norm is None else (wide(magnitude) / norm)[:, None]
     grad_x = grad_base = grad_u = grad_v = grad_magnitude = grad_weight = None
-    if needs_base or needs_u or needs_v or needs_magnitude:
-        grad_weight = wide(grad.t() @ x)
     if needs_x or needs_magnitude:
-        weight = phase.sin().mul_(scale / gain).add_(base)
-        if needs_magnitude and grad_weight is not None and norm is not None and magnitude is not None:
+        weight = phase_of(u, v, omega).sin_().mul_(scale / gain).add_(base)
+        if needs_magnitude and norm is not None and magnitude is not None:
+            grad_weight = grad.t() @ x
             grad_magnitude = ((grad_weight * weight).sum(1) / norm).to(magnitude.dtype)
         if needs_x:
             grad_x = grad @ (weight if stretch is None else weight.mul_(stretch)).to(x.dtype)
         del weight
-    if grad_weight is None:
-        return grad_x, None, None, None, None
-    if stretch is not None:
-        grad_weight = grad_weight.mul_(stretch)
-    if needs_base:
-        grad_base = grad_weight.to(base.dtype)
-    if needs_u or needs_v:
-        slope = phase.cos_().mul_(grad_weight)
-        grad_u = (slope @ wide(v)).mul_(scale * omega / gain).to(u.dtype)
-        grad_v = (slope.t() @ wide(u)).mul_(scale * omega / gain).to(v.dtype)
+    if needs_base or needs_u or needs_v:
+        if grad_weight is None:
+            grad_weight = grad.t() @ x
+        if stretch is not None:
+            grad_weight = grad_weight * stretch
+        if needs_base:
+            grad_base = grad_weight.to(base.dtype)
+        if needs_u or needs_v:
+            # The phases are formed once more: kept from above they would be a third matrix.
+            slope = phase_of(u, v, omega).cos_().mul_(grad_weight)
+            grad_u = (slope @ wide(v)).mul_(scale * omega / gain).to(u.dtype)
+            grad_v = (slope.t() @ wide(u)).mul_(scale * omega / gain).to(v.dtype)
     return grad_x, grad_base, grad_u, grad_v, grad_magnitude
 
 

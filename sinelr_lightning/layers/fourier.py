@@ -42,7 +42,8 @@ class ResidualSine(SineKin):
         """By the low-rank and the sine's thin products where the sine has them, else formed."""
         n = V.shape[0]
         x = x.to(product_type(x))
-        if torch.compiler.is_compiling() or thin_nodes(U, V, self.omega(n), x.dtype) is None:
+        rows = x.numel() // n
+        if torch.compiler.is_compiling() or thin_nodes(U, V, self.omega(n), x.dtype, rows) is None:
             return super().linear(x, bias, U, V, mix)
         a, b = mix.to(x.dtype)
         low_rank = F.linear(x @ V.to(x.dtype), U.to(x.dtype))

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.on_host import on_host
-from sinelr_lightning.layers.select import TOLERANCE
+from sinelr_lightning.layers.select import TOLERANCE, enough_work
 
 __all__ = ["enough_degree", "power_columns", "power_factors", "power_linear"]
 
@@ -29,7 +29,7 @@ _DEGREES = (1, 3, 5, 7)
 _BREAK_EVEN = 0.25
 
 
-def enough_degree(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int | None:
+def enough_degree(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype, rows: int) -> int | None:
     """Degree of the polynomial that is exact to rounding in `dtype` and cheaper than the weight, or None.
 
     On a device the phases' bound is that of the step before, with a margin (`on_host`).
@@ -38,11 +38,13 @@ def enough_degree(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> int
         u, v: factors [m, rank] and [n, rank].
         omega: frequency.
         dtype: in which the products run.
+        rows: of x.
     """
     (m, rank), n = u.shape, v.shape[0]
+    if u.is_meta or not enough_work(u, v, rows, dtype):
+        return None
     most = _BREAK_EVEN * m * n / (m + n)
-    # At degree 1 the sine is straight; on a device asking for the phases costs more than these few steps gain.
-    if u.is_meta or power_columns(rank, 1 if u.is_cpu else 3) > most:
+    if power_columns(rank, 1) > most:
         return None
     if u.is_cuda and torch.cuda.is_current_stream_capturing():
         return None  # a captured graph runs again with other factors, for which this degree may be too low

@@ -15,7 +15,7 @@ from torch import Tensor
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.on_host import on_host
 
-__all__ = ["TOLERANCE", "Nodes", "column_scale", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
+__all__ = ["TOLERANCE", "Nodes", "column_scale", "enough_work", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
 
 # Largest error of the sine, by the type in which the products run: each is near that type's own rounding, so more
 # columns would buy nothing.
@@ -27,6 +27,16 @@ _BREAK_EVEN = 0.6
 # What the many small steps towards the columns cost besides, in the same unit. At rank 1 they cost less than a step
 # gains at some hundred rows of x; at rank 2 there are more of them, and below about 300×300 formed wins.
 _OVERHEAD = {1: 0, 2: 40_000}
+
+# Products of rows, outputs and inputs from which thin won on an H200, where its many small kernels take over a
+# millisecond at any size (benchmarks/layers.py, nerf_speed.py, llm_adapters.py); half precision computes ten times
+# as much in that time.
+_DEVICE_WORK = {torch.float64: 1e10, torch.float32: 1e10, torch.float16: 1e11, torch.bfloat16: 1e11}
+
+
+def enough_work(u: Tensor, v: Tensor, rows: int | None, dtype: torch.dtype) -> bool:
+    """Whether a product with that many rows may gain by thin factors; always on the CPU, and for `rows=None`."""
+    return u.is_cpu or rows is None or rows * len(u) * len(v) >= _DEVICE_WORK[dtype]
 
 
 @lru_cache(maxsize=4096)
@@ -81,19 +91,20 @@ def nodes_for_phases(each: float, total: float, dtype: torch.dtype, rank: int) -
     return Nodes(_nodes(_rounded_up(each), tolerance, dropped=0), _nodes(_rounded_up(total), tolerance))
 
 
-def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype) -> Nodes | None:
+def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype, rows: int | None = None) -> Nodes | None:
     """Numbers of nodes for the thin way, or None where the formed way is to be taken.
 
-    None for rank > 2 (rank > 1 on a device, where rank 2 was not measured), for phases so large that the columns pass
-    break-even, and for phases that are not finite (the formed way then shows the NaN where it is).
+    None for rank > 2 (rank > 1 on a device, where rank 2 lost), for phases so large that the columns pass break-even,
+    for too few rows on a device, and for phases that are not finite (the formed way then shows the NaN where it is).
 
     Args:
         u, v: factors [m, rank] and [n, rank].
         omega: frequency.
         dtype: type in which the products run.
+        rows: of x; None where the factors are made once for many products.
     """
     (m, rank), n = u.shape, v.shape[0]
-    if rank > (2 if u.is_cpu else 1) or u.is_meta:
+    if rank > (2 if u.is_cpu else 1) or u.is_meta or not enough_work(u, v, rows, dtype):
         return None
     most = (_BREAK_EVEN * m * n - _OVERHEAD[rank]) / (m + n)
     if nodes_for_phases(0, 0, dtype, rank).columns(rank) > most:

@@ -42,9 +42,9 @@ def sine_linear(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: flo
         y = _sine_linear_op(rows, u, v, bias, omega, gain)
     else:
         with without_autocast(x):
-            if (nodes := thin_nodes(u, v, omega, x.dtype)) is not None:
+            if (nodes := thin_nodes(u, v, omega, x.dtype, len(rows))) is not None:
                 y = _Thin.apply(rows, u, v, bias, omega, gain, nodes)
-            elif u.is_cpu and (degree := enough_degree(u, v, omega, x.dtype)) is not None:
+            elif u.is_cpu and (degree := enough_degree(u, v, omega, x.dtype, len(rows))) is not None:
                 y = power_linear(rows, None, bias, 1 / gain, u, v, omega, degree)
             else:
                 y = _Formed.apply(rows, u, v, bias, omega, gain)
@@ -176,7 +176,7 @@ class _Thin(torch.autograd.Function):
 @torch.library.custom_op("sinelr::sine_linear", mutates_args=())
 def _sine_linear_op(x: Tensor, u: Tensor, v: Tensor, bias: Tensor | None, omega: float, gain: float) -> Tensor:
     with without_autocast(x):
-        nodes = thin_nodes(u, v, omega, x.dtype)
+        nodes = thin_nodes(u, v, omega, x.dtype, len(x))
         if nodes is None:
             return _formed_forward(x, u, v, bias, omega, gain)
         p, q = thin_factors(u, v, omega, gain, nodes, x.dtype)
@@ -194,7 +194,7 @@ def _sine_linear_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, u and v; an empty tensor for one that is not needed."""
     with without_autocast(x):
-        nodes = thin_nodes(u, v, omega, x.dtype)
+        nodes = thin_nodes(u, v, omega, x.dtype, len(x))
         if nodes is None:
             grads = _formed_backward(grad, x, u, v, omega, gain, needs_x, needs_weight)
         else:

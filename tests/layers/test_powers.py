@@ -99,22 +99,22 @@ def test_product_is_the_sine(dtype: torch.dtype, degree: int, rank: int):
 def test_the_least_degree_that_reaches():
     for degree in (1, 3, 5):
         reach = powers._polynomial(degree, torch.float32)[0]
-        assert enough_degree(*factors(600, 600, 3, 0.99 * reach), OMEGA, torch.float32) == degree
-    assert enough_degree(*factors(600, 600, 3, 3.0), OMEGA, torch.float32) is None
+        assert enough_degree(*factors(600, 600, 3, 0.99 * reach), OMEGA, torch.float32, 64) == degree
+    assert enough_degree(*factors(600, 600, 3, 3.0), OMEGA, torch.float32, 64) is None
 
 
 def test_only_where_it_is_cheaper():
     u, v = factors(200, 100, 8, 0.1)  # 128 columns of 300 beside 20,000
-    assert enough_degree(u, v, OMEGA, torch.float32) is None
-    assert enough_degree(u[:, :2], v[:, :2], OMEGA, torch.float32) == 3
-    assert enough_degree(*factors(2000, 1000, 8, 0.1), OMEGA, torch.float32) == 3
+    assert enough_degree(u, v, OMEGA, torch.float32, 64) is None
+    assert enough_degree(u[:, :2], v[:, :2], OMEGA, torch.float32, 64) == 3
+    assert enough_degree(*factors(2000, 1000, 8, 0.1), OMEGA, torch.float32, 64) == 3
 
 
 def test_not_for_phases_that_are_no_numbers():
     u, v = factors(600, 600, 2, 0.1)
     u[3, 1] = math.nan
-    assert enough_degree(u, v, OMEGA, torch.float32) is None
-    assert enough_degree(u.to("meta"), v.to("meta"), OMEGA, torch.float32) is None
+    assert enough_degree(u, v, OMEGA, torch.float32, 64) is None
+    assert enough_degree(u.to("meta"), v.to("meta"), OMEGA, torch.float32, 64) is None
 
 
 # ----------------------------------------------------------------------------------------------------- the product
