@@ -43,7 +43,7 @@ def result(layer: nn.Module, x: Tensor) -> list[Tensor]:
 def way(request, monkeypatch):
     """As the layers choose at these small sizes, and thin wherever phases allow it, as at large ones."""
     if request.param:
-        monkeypatch.setattr(select, "_DEVICE_WORK", dict.fromkeys(select._DEVICE_WORK, 0))
+        monkeypatch.setattr(select, "_DEVICE_WORK", 0)
 
 
 @pytest.mark.usefixtures("way")

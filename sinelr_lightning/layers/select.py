@@ -28,15 +28,14 @@ _BREAK_EVEN = 0.6
 # gains at some hundred rows of x; at rank 2 there are more of them, and below about 300×300 formed wins.
 _OVERHEAD = {1: 0, 2: 40_000}
 
-# Products of rows, outputs and inputs from which thin won on an H200, where its many small kernels take over a
-# millisecond at any size (benchmarks/layers.py, nerf_speed.py, llm_adapters.py); half precision computes ten times
-# as much in that time.
-_DEVICE_WORK = {torch.float64: 1e10, torch.float32: 1e10, torch.float16: 1e11, torch.bfloat16: 1e11}
+# Products of rows, outputs and inputs from which thin won on an H200 in float32 (benchmarks/layers.py, nerf_speed.py,
+# llm_adapters.py): its many small kernels take over a millisecond at any size. In half precision it did not win.
+_DEVICE_WORK = 1e10
 
 
 def enough_work(u: Tensor, v: Tensor, rows: int | None, dtype: torch.dtype) -> bool:
     """Whether a product with that many rows may gain by thin factors; always on the CPU, and for `rows=None`."""
-    return u.is_cpu or rows is None or rows * len(u) * len(v) >= _DEVICE_WORK[dtype]
+    return u.is_cpu or rows is None or (dtype.itemsize >= 4 and rows * len(u) * len(v) >= _DEVICE_WORK)
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.layers import select, thin
-from sinelr_lightning.layers.select import Nodes, nodes_for_phase, nodes_for_phases, thin_nodes
+from sinelr_lightning.layers.select import Nodes, enough_work, nodes_for_phase, nodes_for_phases, thin_nodes
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -135,3 +135,12 @@ def test_largest_phase_by_hand():
     assert select._largest_phases(u[:, :1], v[:, :1], 2.0) == (6, 6)
     # A column of zeros counts as a radian: b₂ = 1/(2·2), and the rows have 2·(1·1 + 2/4) = 3, 2·(3·1 + 0.5/4) = 6.25.
     assert select._largest_phases(u, v * torch.tensor([1.0, 0.0]), 2.0) == (6, 6.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_device_thin_needs_work_and_float32(dtype: torch.dtype):
+    u, v = (f.to("meta") for f in factors(1.0, m=1000, n=1000))
+    assert enough_work(u, v, 10_000, dtype) == (dtype is torch.float32)
+    assert not enough_work(u, v, 9_999, dtype)
+    assert enough_work(u, v, None, dtype)  # made once for many products
+    assert enough_work(*factors(1.0), 1, dtype)  # the CPU
