@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import logging
+import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 2 a mistake of the user, told in one line `error: …`; 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own classes, found as by `python -m sinelr_lightning`
     _configure_logging()
     try:
         return _dispatch(arguments)

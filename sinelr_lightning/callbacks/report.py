@@ -162,7 +162,9 @@ def _size_line(pl_module: L.LightningModule) -> str:
 
 
 def _figures(trainer: L.Trainer, prefix: str) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    """What was logged under that prefix; all but the training's where a module names its figures in another way."""
+    every = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train")}
+    return {name: value for name, value in every.items() if name.startswith(prefix)} or every
 
 
 def _details(pl_module: L.LightningModule, stage: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def compare(
     steps: int | None = None,
     seconds: float | None = None,
     where: str = "model.linear",
+    where_lr: str = "model.optimizer.lr",
     options: str = "",
     equal: Literal["ranks", "parameters"] = "ranks",
     out: str = "comparison",
@@ -45,16 +46,18 @@ def compare(
     share OUT, the processes share the work. OUT gets compare.md, compare.csv, compare.png and tensorboard/.
 
     Args:
-        config: YAML file of a `sinelr fit`.
+        config: YAML file of a `sinelr fit`; its model may be any LightningModule.
         linear: Methods apart by commas: classes of layers. The verdicts are on the first one against the others.
         rank: Ranks apart by commas, for the methods that have one.
         seeds: Number of seeds, or the seeds themselves apart by commas.
         lrs: Learning rates apart by commas; by default a third of the configuration's, that one, and three times it.
-        metric: What is compared, such as val/psnr; by default what the task itself chooses its best checkpoint by.
-        mode: max where more of it is better, min where less is; by default the task's.
+        metric: What is compared, such as val/psnr; by default the model's `monitor`, by which a task chooses its best
+            checkpoint.
+        mode: max where more of it is better, min where less is; by default the model's `mode`.
         steps: Optimiser steps of each run; by default the configuration's.
         seconds: Time of each run instead of steps.
         where: The setting that takes the layers; model.adapter for language models.
+        where_lr: The setting that takes the learning rate.
         options: More options for each `sinelr fit`, as one string.
         equal: ranks, or parameters: the ranks are the first method's, each other method takes the largest rank of
             its own with no more parameters than that.
@@ -75,8 +78,8 @@ def compare(
 
         cases = of_equal_parameters(cases, settings, where, options)
     metric, mode = _goal(settings, metric, mode)
-    rates = parsed_floats(lrs, "lrs") if lrs else _around(settings)
-    plan = Plan(cases, rates, _seeds(seeds), metric, mode, config, where, steps, seconds, options)
+    rates = parsed_floats(lrs, "lrs") if lrs else _around(settings, where_lr)
+    plan = Plan(cases, rates, _seeds(seeds), metric, mode, config, where, where_lr, steps, seconds, options)
     from sinelr_lightning.comparison.queue import Queue
     from sinelr_lightning.comparison.report import write_report
 
@@ -133,9 +136,12 @@ def _seeds(seeds: str) -> tuple[int, ...]:
 
 def _goal(settings: dict[str, Any], metric: str | None, mode: str | None) -> tuple[str, str]:
     """What is compared, and whether more of it is better."""
-    task = _task(settings)
-    metric = metric or task.monitor
-    mode = mode or (task.mode if metric == task.monitor else None)
+    model = _model(settings)
+    own = getattr(model, "monitor", None)
+    metric = metric or own
+    if metric is None:
+        raise UserError(f"metric: {model.__name__} names none as its `monitor`; say what it logs, such as val/loss")
+    mode = mode or (getattr(model, "mode", None) if metric == own else None)
     if mode is None:
         raise UserError(f"mode: say whether more of {metric} is better (max) or less (min)")
     return metric, mode
@@ -163,8 +169,8 @@ def _has_rank(method: str) -> bool:
     return dataclasses.is_dataclass(family) and "rank" in {field.name for field in dataclasses.fields(family)}
 
 
-def _task(settings: dict[str, Any]) -> Any:
-    """The class of the configuration's task, for its `monitor` and `mode`."""
+def _model(settings: dict[str, Any]) -> Any:
+    """The class of the configuration's model, for its `monitor` and `mode`."""
     import importlib
 
     import sinelr_lightning.tasks as tasks
@@ -177,11 +183,15 @@ def _task(settings: dict[str, Any]) -> Any:
         raise UserError(f"model.class_path {path} cannot be imported: {error}") from error
 
 
-def _around(settings: dict[str, Any]) -> tuple[float, ...]:
-    lr = ((settings["model"].get("init_args") or {}).get("optimizer") or {}).get("init_args", {}).get("lr")
-    if lr is None:
-        raise UserError("the configuration names no model.optimizer.lr: give --lrs 1e-3,3e-3,1e-2")
-    return tuple(float(f"{float(lr) * factor:.3g}") for factor in (1 / 3, 1, 3))
+def _around(settings: dict[str, Any], where_lr: str) -> tuple[float, ...]:
+    lr: Any = settings
+    for name in where_lr.split("."):
+        lr = lr if isinstance(lr, dict) else {}
+        lr = lr.get(name, (lr.get("init_args") or {}).get(name))
+    try:
+        return tuple(float(f"{float(lr) * factor:.3g}") for factor in (1 / 3, 1, 3))
+    except (TypeError, ValueError):
+        raise UserError(f"the configuration names no {where_lr}: give --lrs 1e-3,3e-3,1e-2") from None
 
 
 # ------------------------------------------------------------------------------------------------------ one run
@@ -213,7 +223,7 @@ def _settings(run: Run, plan: Plan, folder: Path) -> list[str]:
     wanted = ["--config", plan.config, f"--{plan.where}", run.case.method]
     if run.case.rank is not None:
         wanted += [f"--{plan.where}.rank", str(run.case.rank)]
-    wanted += [f"--model.optimizer.lr={run.lr!r}", f"--seed_everything={run.seed}"]
+    wanted += [f"--{plan.where_lr}={run.lr!r}", f"--seed_everything={run.seed}"]
     if plan.steps is not None:
         wanted.append(f"--trainer.max_steps={plan.steps}")
     if plan.seconds is not None:
@@ -260,7 +270,8 @@ def _value(run: Run, plan: Plan, version: Path) -> tuple[float | None, dict[str,
     metrics = _metrics(version)
     figures = metrics.get("validate") or metrics["fit"].get("last") or {}
     if plan.metric not in figures:
-        known = ", ".join(name for name in figures if name.startswith("val/")) or "none"
+        numbers = [name for name, value in figures.items() if name != "step" and isinstance(value, int | float)]
+        known = ", ".join(numbers) or "none"
         raise UserError(f"{run.name} logged no {plan.metric}; it logged {known}: take one of these as --metric")
     model = metrics.get("model", {})
     parameters = model.get("trained_parameters", model.get("parameters"))

@@ -10,11 +10,12 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import lightning.pytorch as L
 from jsonargparse import ArgumentError, ArgumentParser
 
 from sinelr_lightning.comparison.plan import Case
 from sinelr_lightning.errors import UserError, first_line
-from sinelr_lightning.tasks.base import Task
+from sinelr_lightning.tasks.base import Task, size_figures
 
 __all__ = ["of_equal_parameters"]
 
@@ -70,13 +71,14 @@ def _parameter_counter(settings: dict[str, Any], where: str, options: str) -> Ca
     @cache
     def count(method: str, rank: int) -> int | None:
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Task, "model")
+        parser.add_subclass_arguments(L.LightningModule, "model")
         given = [f"--model={json.dumps(model)}", *(f"{name}={value}" for name, value in pairs)]
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 wanted = parser.parse_args([*given, f"--{where}={method}", f"--{where}.rank={rank}"])
                 logging.disable(logging.INFO)
-                size = parser.instantiate(wanted).model.size()
+                module = parser.instantiate(wanted).model
+                size = module.size() if isinstance(module, Task) else size_figures(module)
         except ArgumentError as error:
             raise UserError(f"{method} at rank {rank}: {first_line(error)}") from error
         except (UserError, ValueError):

@@ -31,7 +31,6 @@ from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers.factory import LinearFactory, subclasses
 from sinelr_lightning.runs import load_checkpoint
 from sinelr_lightning.slurm import check_allocation
-from sinelr_lightning.tasks.base import Task
 
 __all__ = ["SinelrCLI", "run"]
 
@@ -66,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class SinelrCLI(LightningCLI):
-    """LightningCLI over our tasks and data, with our run folders, callbacks and rules of resuming.
+    """LightningCLI over tasks, or any LightningModule, and data, with our run folders, callbacks, rules of resuming.
 
     Args:
         request: the completed command line.
@@ -79,7 +78,7 @@ class SinelrCLI(LightningCLI):
         verbs = self.subcommands()
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            Task,
+            L.LightningModule,
             L.LightningDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"request": request},
@@ -107,7 +106,7 @@ class SinelrCLI(LightningCLI):
             self.config = parser.parse_args(self.request.arguments)
         except ArgumentError as error:
             known = [a.dest for a in self._subcommand_parsers[self.request.verb]._actions]
-            bases = (Task, L.LightningDataModule, LinearFactory, L.Callback, Optimizer, Logger)
+            bases = (L.LightningModule, L.LightningDataModule, LinearFactory, L.Callback, Optimizer, Logger)
             classes = [cls for base in bases for cls in subclasses(base)]
             raise UserError(one_line(str(error), known, classes)) from error
 

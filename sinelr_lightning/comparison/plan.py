@@ -58,7 +58,7 @@ class Plan:
         metric: what is compared, as the run's validation logs it.
         mode: "max" where more is better, else "min".
         config: YAML file of the runs.
-        where: the setting that takes the layers.
+        where, where_lr: the settings that take the layers and the learning rate.
         steps, seconds: budget of a run; the configuration's steps if both are None.
         options: more options of `sinelr fit`.
     """
@@ -70,6 +70,7 @@ class Plan:
     mode: str
     config: str
     where: str = "model.linear"
+    where_lr: str = "model.optimizer.lr"
     steps: int | None = None
     seconds: float | None = None
     options: str = ""

@@ -206,7 +206,8 @@ def _draw(plan: Plan, table: Sequence[Row], path: Path) -> None:
         axes.set(xscale="log", xlabel=label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"{plan.metric} ({'higher' if plan.mode == 'max' else 'lower'} is better)")
-    panels[0].legend(fontsize=8)
+    if panels[0].has_data():  # else all have died
+        panels[0].legend(fontsize=8)
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary)

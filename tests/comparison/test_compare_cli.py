@@ -61,6 +61,87 @@ def test_killed_and_gone_on_it_gives_the_same_table(home):
     assert [path.name for path in (home / "whole" / "runs").iterdir()] == ["SineLowRank_k1_lr0.01_seed0"]
 
 
+MINE = """\
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from sinelr_lightning.layers import LinearFactory
+
+
+class Net(L.LightningModule):
+    def __init__(self, layers: LinearFactory, width: int = 16, lr: float = 0.01):
+        super().__init__()
+        self.net = torch.nn.Sequential(layers(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 1))
+        self.lr = lr
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) - batch[1]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("held_out", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+
+class Data(L.LightningDataModule):
+    def setup(self, stage):
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        self.rows = TensorDataset(x, x.sum(1, keepdim=True).sin())
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, batch_size=16)
+
+    val_dataloader = train_dataloader
+"""
+MINE_CONFIG = """\
+model: {class_path: mine.Net, init_args: {lr: 0.03}}
+data: {class_path: mine.Data}
+trainer: {accelerator: cpu, max_steps: 12}
+"""
+
+
+@pytest.fixture
+def mine(home, monkeypatch):
+    """A LightningModule and data of one's own, that know nothing of sinelr's tasks, in the current folder."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (home / "mine.py").write_text(MINE)
+    (home / "mine.yaml").write_text(MINE_CONFIG)
+    places = ["--where", "model.layers", "--where_lr", "model.lr"]
+    return ["compare", "--config", "mine.yaml", "--linear", "SineLowRank,FedPara,Dense", "--seeds", "1", *places]
+
+
+def test_a_lightning_module_of_ones_own(mine, home, capsys):
+    goal = ["--metric", "held_out", "--mode", "min", "--rank", "3", "--equal", "parameters", "--lrs", "0.02"]
+    assert main([*mine, *goal]) == 0
+    rows = figures((home / "comparison" / "compare.md").read_text())
+    assert [row[0].strip() for row in rows[1:]] == ["SineLowRank", "FedPara", "Dense"]
+    assert rows[0][4].strip() == "held_out"
+    # A layer 8 → 16 and a dense one 16 → 1: rank 3 has 3·24 + 16 + 17 parameters, FedPara of rank 1 48 + 33.
+    assert [row[2].strip() for row in rows[1:]] == ["105", "81", "161"]
+    assert "lr: 0.02" in (home / "comparison/runs/Dense_lr0.02_seed0/version_0/config.yaml").read_text()
+
+
+def test_a_lightning_module_that_names_no_metric(mine, home, capsys):
+    assert main(mine) == 2
+    assert "metric: Net names none as its `monitor`; say what it logs" in capsys.readouterr().err
+    assert main([*mine, "--metric", "val/loss", "--mode", "min", "--rank", "1"]) == 2
+    assert "logged no val/loss; it logged held_out" in capsys.readouterr().err
+    # A third of the configuration's own rate comes first.
+    assert [path.name for path in (home / "comparison" / "runs").iterdir()] == ["SineLowRank_k1_lr0.01_seed0"]
+
+
+def test_a_lightning_module_is_resumed(mine, home, capsys):
+    options = ["--model.layers=Dense", "--runs_dir=runs"]
+    assert main(["fit", "--config", "mine.yaml", *options]) == 0
+    assert main(["fit", "--ckpt_path", "runs/mine", "--trainer.max_steps=20"]) == 0
+    assert (home / "runs" / "mine" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+    assert "held_out" in (home / "runs" / "mine" / "version_0" / "metrics.json").read_text()
+    assert main(["fit", "--config", "mine.yaml", "--model.layer=Dense"]) == 2
+    assert "Net has no key 'layer', did you mean layers" in capsys.readouterr().err
+
+
 def test_equal_parameters(home, capsys):
     # Two layers, 4 → 32 and 32 → 32: low rank 3 has 3·(36 + 64) = 300 parameters, FedPara of rank 1 twice 100.
     options = ["--lrs", "0.01", "--linear", "LowRank,FedPara,Dense", "--rank", "3", "--equal", "parameters"]
