@@ -5,6 +5,7 @@ from sinelr_lightning.datamodules.language import LanguageData
 from sinelr_lightning.datamodules.nerf import NeRFData
 from sinelr_lightning.datamodules.occupancy import OccupancyData
 from sinelr_lightning.datamodules.sentences import SentenceData
+from sinelr_lightning.datamodules.table import TableData
 
 __all__ = [
     "DigitsData",
@@ -13,5 +14,6 @@ __all__ = [
     "NeRFData",
     "OccupancyData",
     "SentenceData",
+    "TableData",
     "TorchvisionData",
 ]

@@ -8,6 +8,7 @@ from sinelr_lightning.tasks.occupancy import OccupancyTask
 from sinelr_lightning.tasks.pretraining import PretrainingTask
 from sinelr_lightning.tasks.schedule import Schedule
 from sinelr_lightning.tasks.sentence import SentenceTask
+from sinelr_lightning.tasks.tabular import TabularTask
 
 __all__ = [
     "ClassificationTask",
@@ -17,5 +18,6 @@ __all__ = [
     "PretrainingTask",
     "Schedule",
     "SentenceTask",
+    "TabularTask",
     "Task",
 ]

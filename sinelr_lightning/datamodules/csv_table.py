@@ -1,0 +1,229 @@
+"""Tables as numbers: a CSV file, or one that comes with scikit-learn; what is wrong is named by line and column."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from sinelr_lightning.errors import UserError
+from sinelr_lightning.files import searched_in
+
+__all__ = ["Encoding", "Kind", "Rows", "read_rows"]
+
+Kind = Literal["auto", "class", "number"]
+
+PACKAGED = ("breast_cancer", "diabetes", "iris", "wine")  # of scikit-learn
+DELIMITERS = ",;\t"
+FEW = 20  # distinct whole numbers up to which a target of numbers is taken for classes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table as it was written.
+
+    Attributes:
+        source: the file, or the name of a packaged table.
+        names: of the columns.
+        cells: text of each row's cells, none of them empty.
+        lines: where each row is in the file.
+    """
+
+    source: str
+    names: list[str]
+    cells: list[list[str]]
+    lines: list[int]
+
+    def column(self, name: str) -> list[str]:
+        """The cells of one column.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        if name not in self.names:
+            near = get_close_matches(name, self.names, n=1)
+            hint = f"did you mean {near[0]}" if near else f"it has {', '.join(self.names[:8])}"
+            raise UserError(f"{self.source}: has no column {name!r}; {hint}")
+        place = self.names.index(name)
+        return [row[place] for row in self.cells]
+
+
+def read_rows(table: str) -> Rows:
+    """Read a packaged table, or a CSV file: a header of names, then rows separated by commas, semicolons or tabs.
+
+    Raises:
+        UserError: with the line: no such file, no UTF-8, no header or two columns of a name, no row, a row of another
+            length, an empty cell.
+    """
+    return _packaged(table) if table in PACKAGED else _csv(Path(table))
+
+
+def _packaged(name: str) -> Rows:
+    from sklearn import datasets
+
+    table: Any = getattr(datasets, f"load_{name}")()
+    targets = [f"{value:g}" for value in table.target]
+    if hasattr(table, "target_names"):
+        targets = [str(table.target_names[value]) for value in table.target]
+    cells = [
+        [repr(float(value)) for value in row] + [target] for row, target in zip(table.data, targets, strict=True)
+    ]
+    return Rows(name, [*map(str, table.feature_names), "target"], cells, list(range(1, len(cells) + 1)))
+
+
+def _csv(place: Path) -> Rows:
+    if not place.is_file():
+        known = ", ".join(PACKAGED)
+        raise UserError(f"{place}: no such file{searched_in(place)}; a CSV file or one of {known} is accepted")
+    try:
+        text = place.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: is not UTF-8; save the file in that encoding") from error
+    header = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text), delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True)
+    names = [name.strip() for name in next(reader, [])]
+    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{place}:1: the header names {', '.join(names) or 'nothing'}; two or more different names")
+    cells, lines = [], []
+    for row in reader:
+        if not row:
+            continue
+        where, row = f"{place}:{reader.line_num}", [cell.strip() for cell in row]
+        if len(row) != len(names):
+            raise UserError(f"{where}: has {len(row)} cells; the header has {len(names)}")
+        if not all(row):
+            empty = names[row.index("")]
+            raise UserError(f"{where}: {empty} is empty; fill it in, or leave the row or the column out")
+        cells.append(row)
+        lines.append(reader.line_num)
+    if not cells:
+        raise UserError(f"{place}: has no row below its header")
+    return Rows(str(place), names, cells, lines)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the cells of a table become numbers.
+
+    A column of numbers is one feature; a column of words has a feature for each of its words, 1 where a row has it.
+
+    Attributes:
+        columns: name and words of each column but the target; no words for numbers.
+        target: name of the column to predict.
+        classes: its values, in the order of the labels; none where it is a number.
+    """
+
+    columns: tuple[tuple[str, tuple[str, ...]], ...]
+    target: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, target: str | None, kind: Kind) -> Self:
+        """Find out what the columns hold.
+
+        Args:
+            rows: the table.
+            target: column to predict; None for the last one.
+            kind: whether the target is a class or a number; "auto" takes words, and up to 20 different whole numbers,
+                for classes.
+
+        Raises:
+            UserError: no such column, a target of words that should be a number, or of one class alone.
+        """
+        target = rows.names[-1] if target is None else target
+        values = rows.column(target)
+        numbers = _numbers(values)
+        if kind == "number" and numbers is None:
+            raise UserError(f"{rows.source}: the column {target} holds words, and data.kind is number")
+        whole = numbers is not None and all(value == round(value) for value in numbers)
+        few = len(set(values)) <= FEW
+        classes: tuple[str, ...] = ()
+        if kind == "class" or numbers is None or (kind == "auto" and whole and few):
+            distinct = sorted(set(values)) if numbers is None else sorted(set(values), key=float)
+            classes = tuple(distinct)
+            if len(classes) < 2:
+                raise UserError(f"{rows.source}: the column {target} holds {classes[0]} alone; take two classes")
+        columns = []
+        for name in rows.names:
+            if name != target:
+                cells = rows.column(name)
+                columns.append((name, tuple(sorted(set(cells))) if _numbers(cells) is None else ()))
+        return cls(tuple(columns), target, classes)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """From what `plain` gave."""
+        columns = tuple((name, tuple(words)) for name, words in plain["columns"])
+        return cls(columns, plain["target"], tuple(plain["classes"]))
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        columns = [[name, list(words)] for name, words in self.columns]
+        return {"columns": columns, "target": self.target, "classes": list(self.classes)}
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the features: of a column of words `column=word`."""
+        return [
+            feature
+            for name, words in self.columns
+            for feature in ([f"{name}={word}" for word in words] if words else [name])
+        ]
+
+    def encode(self, rows: Rows) -> np.ndarray:
+        """The features of each row, float32 [N, F]; a word that was not there before has none.
+
+        Raises:
+            UserError: a column is missing, or a cell of a column of numbers is none.
+        """
+        parts = []
+        for name, words in self.columns:
+            cells = rows.column(name)
+            if words:
+                parts.append(np.array([[cell == word for word in words] for cell in cells], np.float32))
+            else:
+                parts.append(np.array([self._number(rows, name, i, cell) for i, cell in enumerate(cells)])[:, None])
+        return np.concatenate(parts, 1).astype(np.float32)
+
+    def targets(self, rows: Rows) -> np.ndarray:
+        """Labels int64 [N], or numbers float32 [N].
+
+        Raises:
+            UserError: a class that is none of `classes`, or a cell that is no number.
+        """
+        cells = rows.column(self.target)
+        if not self.classes:
+            numbers = [self._number(rows, self.target, i, cell) for i, cell in enumerate(cells)]
+            return np.array(numbers, np.float32)
+        labels = {name: number for number, name in enumerate(self.classes)}
+        for line, cell in zip(rows.lines, cells, strict=True):
+            if cell not in labels:
+                known = ", ".join(self.classes[:8])
+                raise UserError(f"{rows.source}:{line}: {self.target} is {cell}, none of the classes {known}")
+        return np.array([labels[cell] for cell in cells], np.int64)
+
+    @staticmethod
+    def _number(rows: Rows, name: str, row: int, cell: str) -> float:
+        number = _number(cell)
+        if number is None:
+            raise UserError(f"{rows.source}:{rows.lines[row]}: {name} is {cell!r}; a finite number is expected")
+        return number
+
+
+def _numbers(cells: Sequence[str]) -> list[float] | None:
+    """The cells as numbers, None where one of them is none."""
+    numbers = [_number(cell) for cell in cells]
+    return None if None in numbers else [number for number in numbers if number is not None]
+
+
+def _number(cell: str) -> float | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
