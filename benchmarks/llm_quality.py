@@ -2,7 +2,8 @@
 
 Every method gets the same base model, layers, rank, batches and steps and the same sweep of learning rates
 (`sweep.py`), chosen on validation samples; the figures are of test samples that nothing was chosen by. `LoRA, α·ω/g`
-is the control that the paper lacks: near its start a sine adapter is a LoRA with α multiplied by ω/g.
+is the control that the paper lacks: near its start a sine adapter is a LoRA with α multiplied by ω/g. HiRA is PEFT's
+own, W₀ + W₀ ∘ (B·A), sine HiRA the same with a sine.
 
     python benchmarks/llm_quality.py PATH/TO/sst2 --base PATH/TO/minilm          (train.tsv, dev.tsv)
     python benchmarks/llm_quality.py PATH/TO/commonsense/ARC-Easy                (train.json, test.json)
@@ -34,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "HiRA": {"adapter": LowRank},
     "sine LoRA": {"adapter": SineLowRank},
     "sine DoRA": {"adapter": SineLowRank, "dora": True},
+    "sine HiRA": {"adapter": lambda rank: SineLowRank(rank, frequency=6.0, gain=1.0), "hadamard": True},
 }
 
 

@@ -29,4 +29,4 @@ PEFT_TYPE_TO_CONFIG_MAPPING["FACTORIZEDLORA"] = FactorizedLoraConfig  # ty: igno
 PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LORA] = FactorizedLoraModel
 # Of all configurations: Transformers reads a file as a `PeftConfig`, before it knows the type.
 PeftConfigMixin.check_kwargs = staticmethod(_sine_if_the_file_says_so)  # ty: ignore[invalid-assignment]
-CONFIG_KEYS_TO_CHECK[PeftType.LORA] += ["factorization", "factorization_args", "frequency", "gain"]
+CONFIG_KEYS_TO_CHECK[PeftType.LORA] += ["factorization", "factorization_args", "frequency", "gain", "hadamard"]

@@ -39,10 +39,14 @@ class FactorizedLoraConfig(LoraConfig):
     Args:
         factorization: name of the family, such as `LowRank`.
         factorization_args: its other hyperparameters.
+        hadamard: whether the update is multiplied with the frozen weight entry by entry, W₀ + s·W₀ ∘ W(factors)
+            (HiRA, Huang et al., ICLR 2025, equation 5). An entry of W₀ then changes by up to s/g of itself under a
+            sine, which wants a gain of 1 and a frequency of 6 there. Linear layers alone, without `use_dora`.
 
     Raises:
         ValueError: no such family, hyperparameters that it refuses, r < 1, an `init_lora_weights` other than True,
-            False and "gaussian", or a part of `LoraConfig` that only fits a plain low-rank update.
+            False and "gaussian", `hadamard` with `use_dora`, or a part of `LoraConfig` that only fits a plain
+            low-rank update.
     """
 
     factorization: str | None = field(
@@ -53,6 +57,9 @@ class FactorizedLoraConfig(LoraConfig):
     factorization_args: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Hyperparameters of the family other than its rank."}
     )
+    hadamard: bool = field(
+        default=False, metadata={"help": "Multiply the update with the frozen weight, entry by entry (HiRA)."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +67,8 @@ class FactorizedLoraConfig(LoraConfig):
             raise ValueError(
                 f'init_lora_weights={self.init_lora_weights!r} fits a plain B·A alone; take True, False or "gaussian"'
             )
+        if self.hadamard and self.use_dora:
+            raise ValueError("hadamard cannot be combined with use_dora: take one of them")
         for name, neutral in UNSUPPORTED.items():
             if getattr(self, name, neutral) not in (neutral, []):
                 raise ValueError(f"{name} cannot be combined with {type(self).__name__}: it changes what B·A means")

@@ -1,7 +1,6 @@
 """Each kind of PEFT's LoRA layers with what `layers` adds to it, and how a layer becomes one of them."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +8,6 @@ from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners import lora
 from peft.tuners.lora.torchao import TorchaoLoraLinear
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from sinelr_lightning.adapters.config import FactorizedLoraConfig, is_product
@@ -25,6 +23,7 @@ class FactorizedLoraLinear(FactorizedLoraLayer, lora.Linear):
     """`nn.Linear` and GPT-2's `Conv1D`, whose weight is transposed."""
 
     plain_bases = (nn.Linear, Conv1D)
+    takes_hadamard = True
 
 
 class FactorizedLoraTorchao(FactorizedLoraLayer, TorchaoLoraLinear):
@@ -114,27 +113,15 @@ class _FactorizedLoraConv(FactorizedLoraLayer):
 
     def update(self, adapter: str, x: Tensor) -> Tensor:
         bias = getattr(self.lora_B[adapter], "bias", None)
-        return self._checkpointed(lambda x, *f: self.formula(adapter).formed(x, *f), x, bias, *self.factors(adapter))
+        return self._checkpointed(lambda x: self.formula(adapter).formed(x, *self.factors(adapter)), x, bias)
 
     def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
-        scale = self.scaling[adapter]
+        def form(x: Tensor) -> Tensor:
+            factors, scale = self.factors(adapter), self.scaling[adapter]
+            whole = self.formula(adapter).adapted(self.base_matrix(), scale, *factors, magnitude=magnitude)
+            return whole.to(x.dtype)
 
-        def form(x: Tensor, base: Tensor, magnitude: Tensor | None, *factors: Tensor) -> Tensor:
-            return self.formula(adapter).adapted(base, scale, *factors, magnitude=magnitude).to(x.dtype)
-
-        return self._checkpointed(form, x, bias, self.base_matrix(), magnitude, *self.factors(adapter))
-
-    def _checkpointed(
-        self, form: Callable[..., Tensor], x: Tensor, bias: Tensor | None, *arguments: Tensor | None
-    ) -> Tensor:
-        """Convolve with the matrix that `form(x, *arguments)` makes, here and once more in backward."""
-
-        def run(x: Tensor, bias: Tensor | None, *arguments: Tensor | None) -> Tensor:
-            return self.multiply(x, form(x, *arguments), None if bias is None else bias.to(x.dtype))
-
-        if torch.is_grad_enabled():
-            return checkpoint(run, x, bias, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return run(x, bias, *arguments)
+        return self._checkpointed(form, x, bias)
 
     def stretch(self, adapter: str) -> Tensor:
         return super().stretch(adapter).reshape(-1, *[1] * (self.base.weight.dim() - 2))

@@ -4,6 +4,7 @@ A matrix here is [m, n] as in `layers`: of a linear layer and a convolution [out
 [tokens, features].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import transpose
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sinelr_lightning.adapters.config import FactorizedLoraConfig, as_lora, is_product
 from sinelr_lightning.adapters.variant import FactorizedVariant, Factors
 from sinelr_lightning.layers import FactorGroup, Factorization
-from sinelr_lightning.layers.factorization import product_type, wide
+from sinelr_lightning.layers.factorization import product_type, wide, without_autocast
 
 __all__ = ["FactorizedLoraLayer"]
 
@@ -39,10 +41,12 @@ class FactorizedLoraLayer(LoraLayer):
     lora_magnitude_vector: Any
     lora_dropout: Any
     plain_bases: tuple[type[nn.Module], ...] = ()  # base layers whose weight may be read and multiplied by ourselves
+    takes_hadamard = False  # whether an update may be multiplied with the base's weight
     along_outputs = 1  # the dimension of a matrix along which one output's entries lie
     keeps = True  # whether evaluation keeps the whole weight; not where weights are shared out over processes
     merge_rounding: float | None = None  # largest entry by which a merged weight differs from the exact one
     _kept: tuple[Any, Tensor] | None = None
+    _before_merge: Tensor | None = None  # the base's weight, where an update that is multiplied with it was merged
 
     @property
     def base(self) -> Any:
@@ -84,7 +88,20 @@ class FactorizedLoraLayer(LoraLayer):
     def update(self, adapter: str, x: Tensor) -> Tensor:
         """The product of x with the adapter's W, unscaled; nothing of size m×n is kept for backward."""
         bias = getattr(self.lora_B[adapter], "bias", None)
+        if self.hadamard(adapter):
+            return self._checkpointed(lambda x: self.delta(adapter).to(x.dtype), x, bias)
         return self.formula(adapter).linear(x, bias, *self.factors(adapter))
+
+    def _checkpointed(self, form: Callable[[Tensor], Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply x with the matrix that `form(x)` makes, here and once more in backward."""
+
+        def run(x: Tensor, bias: Tensor | None) -> Tensor:
+            with without_autocast(x):
+                return self.multiply(x, form(x), None if bias is None else bias.to(x.dtype))
+
+        if torch.is_grad_enabled():
+            return checkpoint(run, x, bias, use_reentrant=False, preserve_rng_state=False)
+        return run(x, bias)
 
     # -- of all kinds ------------------------------------------------------------------------------------------------
     def formula(self, adapter: str) -> Factorization:
@@ -96,6 +113,16 @@ class FactorizedLoraLayer(LoraLayer):
     def ours(self, adapter: str) -> bool:
         """Whether this layer has the adapter, and it is a factorized one."""
         return isinstance(self.lora_variant.get(adapter), FactorizedVariant)
+
+    def hadamard(self, adapter: str) -> bool:
+        """Whether the adapter's update is multiplied with the base's weight, entry by entry."""
+        variant = self.lora_variant.get(adapter)
+        return isinstance(variant, FactorizedVariant) and variant.config.hadamard
+
+    def delta(self, adapter: str) -> Tensor:
+        """What the adapter adds to the base's matrix, unscaled [m, n], in float32 or wider."""
+        weight = self.formula(adapter).weight(*self.factors(adapter))
+        return weight * wide(self.base_matrix()) if self.hadamard(adapter) else weight
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         """PEFT's choice, with our formula in front of it for our configurations."""
@@ -121,6 +148,8 @@ class FactorizedLoraLayer(LoraLayer):
 
     def whole(self, adapter: str) -> Tensor:
         """The base matrix with the scaled update in it [m, n], in float32 or wider, before any magnitude."""
+        if self.hadamard(adapter):
+            return wide(self.base_matrix()) + self.delta(adapter) * self.scaling[adapter]
         return self.formula(adapter).adapted(self.base_matrix(), self.scaling[adapter], *self.factors(adapter))
 
     @torch.no_grad()
@@ -147,7 +176,7 @@ class FactorizedLoraLayer(LoraLayer):
         """The scaled update in the layout of the base layer's weight; in float32 or wider for our adapters."""
         if not self.ours(adapter):
             return super().get_delta_weight(adapter)  # ty: ignore[missing-attribute]
-        return self.as_base(self.formula(adapter).weight(*self.factors(adapter)) * self.scaling[adapter])
+        return self.as_base(self.delta(adapter) * self.scaling[adapter])
 
     def factor_groups(self) -> dict[str, FactorGroup]:
         """How an optimiser should treat the factors of our adapters, by the parameters' names."""
@@ -170,6 +199,8 @@ class FactorizedLoraLayer(LoraLayer):
         return self.multiply(x, self._served(adapter, x.dtype), None if bias is None else bias.to(x.dtype))
 
     def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
+        if self.hadamard(adapter):
+            return self._checkpointed(lambda x: self.whole(adapter).to(x.dtype), x, bias)
         return self.formula(adapter).adapted_linear(
             x, self.base_matrix(), bias, self.scaling[adapter], *self.factors(adapter), magnitude=magnitude
         )
@@ -239,11 +270,29 @@ class FactorizedLoraLayer(LoraLayer):
         norms = matrix.norm(dim=self.along_outputs, keepdim=True)
         return matrix * (wide(magnitude).unsqueeze(self.along_outputs) / norms)
 
+    def keep_before_merge(self, adapter: str, weight: Tensor) -> None:
+        """Keep the base's weight, on the CPU, where the merged one does not tell it any more."""
+        if self.hadamard(adapter):
+            self._before_merge = weight.detach().to("cpu", copy=True)
+
+    def before_merge(self, weight: Tensor) -> Tensor:
+        """What was kept, in the place of the merged weight."""
+        assert self._before_merge is not None
+        kept, self._before_merge = self._before_merge, None
+        return kept.to(weight.device)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As PEFT does; for one adapter of ours, merged alone, `merge_rounding` tells what rounding cost."""
+        """As PEFT does; for one adapter of ours, merged alone, `merge_rounding` tells what rounding cost.
+
+        Raises:
+            ValueError: a `hadamard` adapter with another one: the weight that it multiplies would be no longer W₀.
+        """
         self._kept = self.merge_rounding = None
-        names = [name for name in adapter_names or self.active_adapters if name in self.lora_variant]
+        names = [name for name in adapter_names or self.active_adapters if name in self.scaling]
+        both = [*self.merged_adapters, *names]
+        if len(set(both)) > 1 and any(self.hadamard(name) for name in both):
+            raise ValueError(f"a hadamard adapter is merged alone, not with another: {', '.join(both)}")
         exact = self.exact(names[0]) if len(names) == 1 and self.ours(names[0]) and not self.merged else None
         super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
         if exact is not None:
-            self.merge_rounding = float((exact - self.base_matrix()).abs().max())
+            self.merge_rounding = float((exact - self.base_matrix().detach()).abs().max())

@@ -52,7 +52,14 @@ class FactorizedVariant(LoraVariant):
         return self.dora is None
 
     def init(self, module: Any, adapter_name: str, **_: Any) -> None:
-        """Draw the factors that PEFT has not drawn, and take the magnitude from the weight as it is then."""
+        """Draw the factors that PEFT has not drawn, and take the magnitude from the weight as it is then.
+
+        Raises:
+            ValueError: `hadamard` in a layer that is not linear, or factors that do not fit the kind of layer.
+        """
+        if self.config.hadamard and not module.takes_hadamard:
+            kind = type(module.base).__name__
+            raise ValueError(f"hadamard is for linear layers, not for {kind}: leave that out of target_modules")
         self.factorization = self.config.family(module.r[adapter_name])
         if self.dora is not None:
             self.dora.init(module, adapter_name=adapter_name, config=as_lora(self.config))
@@ -69,6 +76,7 @@ class FactorizedVariant(LoraVariant):
         """The weight with the update in it."""
         if self.dora is not None:
             return self.dora.merge_safe(module, active_adapter, orig_weight)
+        module.keep_before_merge(active_adapter, orig_weight)
         return (wide(orig_weight) + module.get_delta_weight(active_adapter)).to(orig_weight.dtype)
 
     def merge_unsafe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> None:
@@ -76,12 +84,16 @@ class FactorizedVariant(LoraVariant):
         if self.dora is not None:
             self.dora.merge_unsafe(module, active_adapter, orig_weight)
         else:
-            orig_weight.data.copy_(wide(orig_weight.data) + module.get_delta_weight(active_adapter))
+            merged = wide(orig_weight.data) + module.get_delta_weight(active_adapter)
+            module.keep_before_merge(active_adapter, orig_weight)
+            orig_weight.data.copy_(merged)
 
     def unmerge(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """The weight without the update."""
         if self.dora is not None:
             return self.dora.unmerge(module, active_adapter, orig_weight)
+        if self.config.hadamard:
+            return module.before_merge(orig_weight)
         return (wide(orig_weight.data) - module.get_delta_weight(active_adapter)).to(orig_weight.dtype)
 
     # -- two products ----------------------------------------------------------------------------------------------

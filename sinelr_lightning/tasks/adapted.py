@@ -34,6 +34,8 @@ class AdaptedTask(TextTask):
         dropout: probability with which an input of an adapter is dropped in training.
         dora: whether each output has a learnt magnitude (DoRA, arXiv 2402.09353).
         rslora: whether s = alpha/√rank instead (arXiv 2312.03732).
+        hadamard: whether the update is multiplied with the frozen weight, entry by entry (HiRA, ICLR 2025); a sine
+            wants a gain of 1 and a frequency of 6 there.
         targets: ends of the names of the layers that get an adapter, or all-linear.
         modules_to_save: ends of the names of modules that are trained whole, in float32; those for which the base
             has no weights are anyway.
@@ -57,6 +59,7 @@ class AdaptedTask(TextTask):
         dropout: float = 0.0,
         dora: bool = False,
         rslora: bool = False,
+        hadamard: bool = False,
         targets: str | list[str] = "all-linear",
         modules_to_save: list[str] | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -85,6 +88,7 @@ class AdaptedTask(TextTask):
             lora_dropout=dropout,
             use_dora=dora,
             use_rslora=rslora,
+            hadamard=hadamard,
             target_modules=targets,
             modules_to_save=saved or None,
             exclude_modules=saved or None,
@@ -196,11 +200,12 @@ class AdaptedTask(TextTask):
         return [*super().closing_lines(run), f"sinelr export --ckpt_path {run} --format adapter --out {run}/adapter"]
 
 
-def adapter_config(adapter: LinearFactory, **options: Any) -> Any:
+def adapter_config(adapter: LinearFactory, hadamard: bool = False, **options: Any) -> Any:
     """The configuration of PEFT for an update of this form.
 
     Args:
         adapter: SineLowRank gives a `SineLoraConfig`, LowRank PEFT's `LoraConfig`, others a `FactorizedLoraConfig`.
+        hadamard: see `FactorizedLoraConfig`, which LowRank then gives, too.
         options: of `LoraConfig`, less the rank.
 
     Raises:
@@ -215,7 +220,9 @@ def adapter_config(adapter: LinearFactory, **options: Any) -> Any:
     numbers = dict(vars(adapter))
     make: Callable[..., Any] = FactorizedLoraConfig
     options |= {"r": numbers.pop("rank", 1)}
-    if type(adapter) is LowRank:
+    if hadamard:
+        options |= {"hadamard": True}
+    if type(adapter) is LowRank and not hadamard:
         make = LoraConfig
     elif type(adapter) is SineLowRank:
         make = SineLoraConfig
