@@ -37,6 +37,7 @@ from sinelr_lightning.layers import (
 # the parameters of d ranks of a square weight.
 METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] = {
     "low rank": (lambda k, width: LowRank(k), (1, 5, 16)),
+    "low rank, spectral start": (lambda k, width: LowRank(k, spectral=True), (1, 5, 16)),
     "sine": (lambda k, width: SineLowRank(k), (1, 5, 16)),
     "residual sine": (lambda k, width: ResidualSine(k), (1, 5, 16)),
     "Fourier series, 3 terms": (lambda k, width: FourierLowRank(k), (1, 5, 16)),

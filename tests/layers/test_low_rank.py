@@ -58,3 +58,17 @@ def test_fit_is_the_truncated_svd():
     fitted, factors = LowRank(6).fit(target)
     error = (fitted.weight(**factors) - target).norm()
     assert error.item() == pytest.approx(s[6:].norm().item(), rel=1e-5)
+
+
+def test_a_spectral_start_is_the_truncated_svd_of_a_fresh_weight():
+    m, n, family = 24, 40, LowRank(5, spectral=True)
+    torch.manual_seed(3)
+    u, v = family.factors(m, n).values()
+    torch.manual_seed(3)
+    fresh = torch.empty(m, n).uniform_(-1, 1) / n**0.5
+    left, singular, right = torch.linalg.svd(fresh)
+    best = (left[:, :5] * singular[:5]) @ right[:5]
+    torch.testing.assert_close(u @ v.t(), best, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(u.norm(dim=0), v.norm(dim=0))  # balanced
+    assert not family.factors(m, n, zero=True)["U"].any()
+    assert family.count(m, n) == LowRank(5).count(m, n)
