@@ -7,15 +7,23 @@ own, W₀ + W₀ ∘ (B·A), sine HiRA the same with a sine.
 
     python benchmarks/llm_quality.py PATH/TO/sst2 --base PATH/TO/minilm          (train.tsv, dev.tsv)
     python benchmarks/llm_quality.py PATH/TO/commonsense/ARC-Easy                (train.json, test.json)
+    python benchmarks/llm_quality.py PATH/TO/commonsense/ARC-Easy --answers texts
     python benchmarks/llm_quality.py manual                                      (Python's own: perplexity)
+
+The questions of multiple choice come in the authors' form, which lists numbered answers and asks for the number;
+small models stay at chance there. `--answers texts` gives the question alone, and the answers' texts to choose from.
 
 Writes benchmarks/results/llm_quality_DATA.{json,md}.
 """
 
 import argparse
 import functools
+import json
 import math
+import re
 import statistics
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="sentences, or rows of tokens, a step")
     parser.add_argument("--length", type=int, default=128, help="tokens a row at most")
     parser.add_argument("--share", type=float, default=0.02, help="of the training data, for validation")
+    parser.add_argument("--answers", default="numbers", choices=["numbers", "texts"], help="of multiple choice")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each on the CPU")
@@ -106,7 +115,34 @@ def read(args: argparse.Namespace) -> Any:
         return SentenceData(str(folder / "train.tsv"), test=str(folder / "dev.tsv"), **common)
     if args.data == "manual":
         return LanguageData(**common)
-    return LanguageData(str(folder / "train.json"), test=str(folder / "test.json"), too_long="drop", **common)
+    with tempfile.TemporaryDirectory() as changed:
+        if args.answers == "texts":
+            folder = as_texts(folder, Path(changed))
+        data = LanguageData(str(folder / "train.json"), test=str(folder / "test.json"), too_long="drop", **common)
+        for split in ("train", "val", "test"):
+            data.read_split(split)
+    return data
+
+
+QUESTION = re.compile(
+    r"Please choose the correct answer to the question: (.*?)\n\nAnswer1: (.*)\n\nAnswer format: .*", re.S
+)
+
+
+def as_texts(folder: Path, out: Path) -> Path:
+    """Write the questions alone, with the answers' texts as choices; those with one text twice are left out."""
+    for name in ("train.json", "test.json"):
+        records = []
+        for item in json.loads((folder / name).read_text()):
+            asked = QUESTION.fullmatch(item["instruction"])
+            if asked is None:
+                sys.exit(f"{folder / name}: is not in the authors' form: {item['instruction'][:80]!r}")
+            choices = re.split(r" ?Answer\d+: ", asked[2])
+            number = int(item["answer"].removeprefix("answer")) - 1
+            if len(set(choices)) == len(choices):
+                records.append({"instruction": asked[1], "choices": choices, "answer": number})
+        (out / name).write_text(json.dumps(records))
+    return out
 
 
 def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
@@ -161,9 +197,9 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
 def main() -> None:
     args = arguments()
     cases = [(method, rank) for method in args.methods for rank in args.ranks]
-    ignored = ("data", "jobs", "lrs", "seeds", "ranks", "methods", "base")
+    ignored = ("data", "jobs", "lrs", "seeds", "ranks", "methods", "base", "answers")
     setting = {k: v for k, v in vars(args).items() if k not in ignored} | {"base": Path(args.base).name}
-    name = Path(args.data).name.lower()
+    name = Path(args.data).name.lower() + ("_texts" if args.answers == "texts" else "")
     sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     head = (
