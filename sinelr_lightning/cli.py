@@ -11,6 +11,7 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -63,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 2 a mistake of the user, told in one line `error: …`; 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own classes, found as by `python -m sinelr_lightning`
+    _find_classes_here()
     _configure_logging()
     try:
         return _dispatch(arguments)
@@ -74,6 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
+
+
+def _find_classes_here() -> None:
+    """Let classes of the user's own be found from the current folder, as by `python -m sinelr_lightning`."""
+    with suppress(OSError):  # a folder that was taken away
+        if not {"", os.getcwd()} & {*sys.path}:
+            sys.path.append(os.getcwd())
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -113,15 +113,15 @@ class _FactorizedLoraConv(FactorizedLoraLayer):
 
     def update(self, adapter: str, x: Tensor) -> Tensor:
         bias = getattr(self.lora_B[adapter], "bias", None)
-        return self._checkpointed(lambda x: self.formula(adapter).formed(x, *self.factors(adapter)), x, bias)
+        return self._checkpointed(self.formula(adapter).weight, x, bias, *self.factors(adapter))
 
     def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
-        def form(x: Tensor) -> Tensor:
-            factors, scale = self.factors(adapter), self.scaling[adapter]
-            whole = self.formula(adapter).adapted(self.base_matrix(), scale, *factors, magnitude=magnitude)
-            return whole.to(x.dtype)
+        formula, scale = self.formula(adapter), self.scaling[adapter]
 
-        return self._checkpointed(form, x, bias)
+        def form(base: Tensor, magnitude: Tensor | None, *factors: Tensor) -> Tensor:
+            return formula.adapted(base, scale, *factors, magnitude=magnitude)
+
+        return self._checkpointed(form, x, bias, self.base_matrix(), magnitude, *self.factors(adapter))
 
     def stretch(self, adapter: str) -> Tensor:
         return super().stretch(adapter).reshape(-1, *[1] * (self.base.weight.dim() - 2))

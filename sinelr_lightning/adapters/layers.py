@@ -88,20 +88,25 @@ class FactorizedLoraLayer(LoraLayer):
     def update(self, adapter: str, x: Tensor) -> Tensor:
         """The product of x with the adapter's W, unscaled; nothing of size m×n is kept for backward."""
         bias = getattr(self.lora_B[adapter], "bias", None)
+        formula, factors = self.formula(adapter), self.factors(adapter)
         if self.hadamard(adapter):
-            return self._checkpointed(lambda x: self.delta(adapter).to(x.dtype), x, bias)
-        return self.formula(adapter).linear(x, bias, *self.factors(adapter))
+            return self._checkpointed(
+                lambda base, *factors: formula.weight(*factors) * wide(base), x, bias, self.base_matrix(), *factors
+            )
+        return formula.linear(x, bias, *factors)
 
-    def _checkpointed(self, form: Callable[[Tensor], Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply x with the matrix that `form(x)` makes, here and once more in backward."""
+    def _checkpointed(
+        self, form: Callable[..., Tensor], x: Tensor, bias: Tensor | None, *arguments: Tensor | None
+    ) -> Tensor:
+        """Multiply x with the matrix that `form(*arguments)` makes, here and once more in backward."""
 
-        def run(x: Tensor, bias: Tensor | None) -> Tensor:
+        def run(x: Tensor, bias: Tensor | None, *arguments: Tensor | None) -> Tensor:
             with without_autocast(x):
-                return self.multiply(x, form(x), None if bias is None else bias.to(x.dtype))
+                return self.multiply(x, form(*arguments).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
         if torch.is_grad_enabled():
-            return checkpoint(run, x, bias, use_reentrant=False, preserve_rng_state=False)
-        return run(x, bias)
+            return checkpoint(run, x, bias, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return run(x, bias, *arguments)
 
     # -- of all kinds ------------------------------------------------------------------------------------------------
     def formula(self, adapter: str) -> Factorization:
@@ -122,7 +127,11 @@ class FactorizedLoraLayer(LoraLayer):
     def delta(self, adapter: str) -> Tensor:
         """What the adapter adds to the base's matrix, unscaled [m, n], in float32 or wider."""
         weight = self.formula(adapter).weight(*self.factors(adapter))
-        return weight * wide(self.base_matrix()) if self.hadamard(adapter) else weight
+        if not self.hadamard(adapter):
+            return weight
+        kept = self._before_merge
+        base = self.base_matrix() if kept is None else transpose(kept, self.fan_in_fan_out).to(weight.device)
+        return weight * wide(base)
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         """PEFT's choice, with our formula in front of it for our configurations."""
@@ -199,8 +208,12 @@ class FactorizedLoraLayer(LoraLayer):
         return self.multiply(x, self._served(adapter, x.dtype), None if bias is None else bias.to(x.dtype))
 
     def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
+        formula, scale = self.formula(adapter), self.scaling[adapter]
         if self.hadamard(adapter):
-            return self._checkpointed(lambda x: self.whole(adapter).to(x.dtype), x, bias)
+            return self._checkpointed(
+                lambda base, *factors: wide(base) * (1 + scale * formula.weight(*factors)),
+                x, bias, self.base_matrix(), *self.factors(adapter),
+            )  # fmt: skip
         return self.formula(adapter).adapted_linear(
             x, self.base_matrix(), bias, self.scaling[adapter], *self.factors(adapter), magnitude=magnitude
         )
@@ -279,7 +292,7 @@ class FactorizedLoraLayer(LoraLayer):
         """What was kept, in the place of the merged weight."""
         assert self._before_merge is not None
         kept, self._before_merge = self._before_merge, None
-        return kept.to(weight.device)
+        return kept.to(weight)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As PEFT does; for one adapter of ours, merged alone, `merge_rounding` tells what rounding cost.
@@ -292,6 +305,8 @@ class FactorizedLoraLayer(LoraLayer):
         both = [*self.merged_adapters, *names]
         if len(set(both)) > 1 and any(self.hadamard(name) for name in both):
             raise ValueError(f"a hadamard adapter is merged alone, not with another: {', '.join(both)}")
+        if not self.merged:
+            self._before_merge = None  # of a merge that failed
         exact = self.exact(names[0]) if len(names) == 1 and self.ours(names[0]) and not self.merged else None
         super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
         if exact is not None:

@@ -59,7 +59,7 @@ class FactorizedVariant(LoraVariant):
         """
         if self.config.hadamard and not module.takes_hadamard:
             kind = type(module.base).__name__
-            raise ValueError(f"hadamard is for linear layers, not for {kind}: leave that out of target_modules")
+            raise ValueError(f"hadamard is for float linear layers, not for {kind}: leave that out of target_modules")
         self.factorization = self.config.family(module.r[adapter_name])
         if self.dora is not None:
             self.dora.init(module, adapter_name=adapter_name, config=as_lora(self.config))

@@ -37,6 +37,8 @@ class Report(L.Callback):
         self.last: dict[str, float] = {}
         self.last_step: int | None = None
         self.seconds = 0.0
+        self._before: set[str] = set()  # names that were logged before this evaluation
+        self._held_out: set[str] = set()  # names that evaluations logged
         self._began = time.monotonic()
         self._trained = False
 
@@ -52,11 +54,18 @@ class Report(L.Callback):
         """Note that there is something to train: Lightning skips a run that is at its end already."""
         self._trained = True
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what is there already: what comes is the validation's."""
+        self._before = set(trainer.callback_metrics)
+
+    on_test_start = on_validation_start
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the held-out figures; note them as the best if the monitored one improved."""
+        figures = self._figures(trainer)
         if trainer.sanity_checking:
             return
-        self.last, self.last_step = _figures(trainer, "val/"), trainer.global_step
+        self.last, self.last_step = figures, trainer.global_step
         monitor, mode = getattr(pl_module, "monitor", ""), getattr(pl_module, "mode", "min")
         now, best = self.last.get(monitor), self.best.get(monitor)
         if now is not None and math.isfinite(now) and (best is None or (now < best if mode == "min" else now > best)):
@@ -78,6 +87,11 @@ class Report(L.Callback):
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.last, self.last_step = state_dict["last"], state_dict["last_step"]
         self.seconds = state_dict["seconds"]
+
+    def _figures(self, trainer: L.Trainer) -> dict[str, float]:
+        """What the evaluation that ends has logged; of names that training logs as well, what it logged last."""
+        self._held_out |= set(trainer.callback_metrics) - self._before
+        return {name: float(value) for name, value in trainer.callback_metrics.items() if name in self._held_out}
 
     # -- telling -------------------------------------------------------------------------------------------------
     @rank_zero_only
@@ -111,7 +125,7 @@ class Report(L.Callback):
             self._evaluated(trainer, pl_module, "val")
 
     def _evaluated(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        figures = self.last if stage == "val" else _figures(trainer, f"{stage}/")
+        figures = self.last if stage == "val" else self._figures(trainer)
         entry = {**figures, **_details(pl_module, stage), "checkpoint": str(trainer.ckpt_path or "")}
         self._write(trainer, pl_module, "validate" if stage == "val" else stage, entry)
         self._say("  ".join(f"{name} {value:.6g}" for name, value in figures.items()) or "no figures were logged")
@@ -159,12 +173,6 @@ class Report(L.Callback):
 
 def _size_line(pl_module: L.LightningModule) -> str:
     return pl_module.size_line() if isinstance(pl_module, Task) else size_words(pl_module)
-
-
-def _figures(trainer: L.Trainer, prefix: str) -> dict[str, float]:
-    """What was logged under that prefix; all but the training's where a module names its figures in another way."""
-    every = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train")}
-    return {name: value for name, value in every.items() if name.startswith(prefix)} or every
 
 
 def _details(pl_module: L.LightningModule, stage: str) -> dict[str, Any]:

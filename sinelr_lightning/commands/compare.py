@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from sinelr_lightning.comparison.plan import Case, Plan, Run, parsed_floats, parsed_ints
-from sinelr_lightning.errors import UserError
+from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.runs import versions
 
 __all__ = ["compare"]
@@ -179,8 +179,8 @@ def _model(settings: dict[str, Any]) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module) if module else tasks, name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"model.class_path {path} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a module of the user's own may raise
+        raise UserError(f"model.class_path {path} cannot be imported: {first_line(error)}") from error
 
 
 def _around(settings: dict[str, Any], where_lr: str) -> tuple[float, ...]:

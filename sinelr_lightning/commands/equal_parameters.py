@@ -13,8 +13,9 @@ from typing import Any
 import lightning.pytorch as L
 from jsonargparse import ArgumentError, ArgumentParser
 
+from sinelr_lightning.commands.messages import one_line
 from sinelr_lightning.comparison.plan import Case
-from sinelr_lightning.errors import UserError, first_line
+from sinelr_lightning.errors import UserError
 from sinelr_lightning.tasks.base import Task, size_figures
 
 __all__ = ["of_equal_parameters"]
@@ -80,7 +81,7 @@ def _parameter_counter(settings: dict[str, Any], where: str, options: str) -> Ca
                 module = parser.instantiate(wanted).model
                 size = module.size() if isinstance(module, Task) else size_figures(module)
         except ArgumentError as error:
-            raise UserError(f"{method} at rank {rank}: {first_line(error)}") from error
+            raise UserError(f"{method} at rank {rank} in {where}: {one_line(str(error))}") from error
         except (UserError, ValueError):
             return None
         finally:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ Kind = Literal["auto", "class", "number"]
 
 PACKAGED = ("breast_cancer", "diabetes", "iris", "wine")  # of scikit-learn
 DELIMITERS = ",;\t"
+LARGEST = float(np.finfo(np.float32).max)
 FEW = 20  # distinct whole numbers up to which a target of numbers is taken for classes
 
 
@@ -30,7 +30,7 @@ class Rows:
     Attributes:
         source: the file, or the name of a packaged table.
         names: of the columns.
-        cells: text of each row's cells, none of them empty.
+        cells: text of each row's cells.
         lines: where each row is in the file.
     """
 
@@ -43,22 +43,26 @@ class Rows:
         """The cells of one column.
 
         Raises:
-            UserError: there is no such column.
+            UserError: there is no such column, or a cell of it is empty.
         """
         if name not in self.names:
             near = get_close_matches(name, self.names, n=1)
             hint = f"did you mean {near[0]}" if near else f"it has {', '.join(self.names[:8])}"
             raise UserError(f"{self.source}: has no column {name!r}; {hint}")
         place = self.names.index(name)
-        return [row[place] for row in self.cells]
+        cells = [row[place] for row in self.cells]
+        if "" in cells:
+            where = f"{self.source}:{self.lines[cells.index('')]}"
+            raise UserError(f"{where}: {name} is empty; fill it in, or leave the row or the column out")
+        return cells
 
 
 def read_rows(table: str) -> Rows:
     """Read a packaged table, or a CSV file: a header of names, then rows separated by commas, semicolons or tabs.
 
     Raises:
-        UserError: with the line: no such file, no UTF-8, no header or two columns of a name, no row, a row of another
-            length, an empty cell.
+        UserError: with the line: no such file, no UTF-8, a column without a name or two of one, no row, a row of
+            another length, a quote left open.
     """
     return _packaged(table) if table in PACKAGED else _csv(Path(table))
 
@@ -84,26 +88,42 @@ def _csv(place: Path) -> Rows:
         text = place.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: is not UTF-8; save the file in that encoding") from error
-    header = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text), delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True)
-    names = [name.strip() for name in next(reader, [])]
-    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{place}:1: the header names {', '.join(names) or 'nothing'}; two or more different names")
-    cells, lines = [], []
-    for row in reader:
-        if not row:
-            continue
-        where, row = f"{place}:{reader.line_num}", [cell.strip() for cell in row]
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+    (_, names), *rows = _records(place, text) or [(1, [])]
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise UserError(f"{place}:1: column {number} has no name in the header")
+        if names.count(name) > 1:
+            raise UserError(f"{place}:1: {name} stands {names.count(name)} times in the header")
+    for line, row in rows:
         if len(row) != len(names):
-            raise UserError(f"{where}: has {len(row)} cells; the header has {len(names)}")
-        if not all(row):
-            empty = names[row.index("")]
-            raise UserError(f"{where}: {empty} is empty; fill it in, or leave the row or the column out")
-        cells.append(row)
-        lines.append(reader.line_num)
-    if not cells:
+            raise UserError(f"{place}:{line}: has {len(row)} cells; the header has {len(names)}")
+    if not rows:
         raise UserError(f"{place}: has no row below its header")
-    return Rows(str(place), names, cells, lines)
+    return Rows(str(place), names, [row for _, row in rows], [line for line, _ in rows])
+
+
+def _records(place: Path, text: str) -> list[tuple[int, list[str]]]:
+    """Line and cells of each record, by the delimiter that cuts header and first row alike, into the most cells."""
+
+    def cut(delimiter: str, most: int | None = None) -> list[tuple[int, list[str]]]:
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+        records = []
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    records.append((reader.line_num, [cell.strip() for cell in row]))
+                if len(records) == most:
+                    break
+        except csv.Error as error:
+            raise UserError(f"{place}:{reader.line_num}: {error}; is a quote left open?") from error
+        return records
+
+    def fits(delimiter: str) -> tuple[bool, int]:
+        sizes = [len(row) for _, row in cut(delimiter, 2)]
+        return len(set(sizes)) == 1, max(sizes, default=0)
+
+    return cut(max(DELIMITERS, key=fits))
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,8 @@ class Encoding:
         Raises:
             UserError: no such column, a target of words that should be a number, or of one class alone.
         """
+        if len(rows.names) < 2:
+            raise UserError(f"{rows.source}: has one column, {rows.names[0]}; two or more are needed")
         target = rows.names[-1] if target is None else target
         values = rows.column(target)
         numbers = _numbers(values)
@@ -144,15 +166,13 @@ class Encoding:
         few = len(set(values)) <= FEW
         classes: tuple[str, ...] = ()
         if kind == "class" or numbers is None or (kind == "auto" and whole and few):
-            distinct = sorted(set(values)) if numbers is None else sorted(set(values), key=float)
-            classes = tuple(distinct)
+            classes = tuple(sorted(set(values)) if numbers is None else _by_value(values))
             if len(classes) < 2:
                 raise UserError(f"{rows.source}: the column {target} holds {classes[0]} alone; take two classes")
         columns = []
         for name in rows.names:
             if name != target:
-                cells = rows.column(name)
-                columns.append((name, tuple(sorted(set(cells))) if _numbers(cells) is None else ()))
+                columns.append((name, _words(rows, name)))
         return cls(tuple(columns), target, classes)
 
     @classmethod
@@ -185,7 +205,10 @@ class Encoding:
         for name, words in self.columns:
             cells = rows.column(name)
             if words:
-                parts.append(np.array([[cell == word for word in words] for cell in cells], np.float32))
+                numbers = {word: number for number, word in enumerate(words)}
+                part = np.zeros((len(cells), len(words) + 1), np.float32)  # the last is of words that are new
+                part[np.arange(len(cells)), [numbers.get(cell, len(words)) for cell in cells]] = 1
+                parts.append(part[:, :-1])
             else:
                 parts.append(np.array([self._number(rows, name, i, cell) for i, cell in enumerate(cells)])[:, None])
         return np.concatenate(parts, 1).astype(np.float32)
@@ -201,6 +224,8 @@ class Encoding:
             numbers = [self._number(rows, self.target, i, cell) for i, cell in enumerate(cells)]
             return np.array(numbers, np.float32)
         labels = {name: number for number, name in enumerate(self.classes)}
+        if _numbers(self.classes) is not None:
+            cells = [_shortest(cell) for cell in cells]  # 1 and 1.0 are one class
         for line, cell in zip(rows.lines, cells, strict=True):
             if cell not in labels:
                 known = ", ".join(self.classes[:8])
@@ -215,6 +240,35 @@ class Encoding:
         return number
 
 
+def _words(rows: Rows, name: str) -> tuple[str, ...]:
+    """The words of a column, in their order; none where it holds numbers.
+
+    Raises:
+        UserError: most of its cells are numbers but not all, or nearly each row has a word of its own.
+    """
+    cells = rows.column(name)
+    others = [(line, cell) for line, cell in zip(rows.lines, cells, strict=True) if _number(cell) is None]
+    if not others:
+        return ()
+    if 2 * len(others) < len(cells):
+        line, cell = others[0]
+        raise UserError(f"{rows.source}:{line}: {name} is {cell!r}, in a column of numbers; a finite one is expected")
+    words = sorted(set(cells))
+    if len(words) > max(FEW, len(cells) / 2):
+        raise UserError(f"{rows.source}: {name} has {len(words)} words in {len(cells)} rows: leave that column out")
+    return tuple(words)
+
+
+def _by_value(cells: Sequence[str]) -> list[str]:
+    return sorted({_shortest(cell) for cell in cells}, key=float)
+
+
+def _shortest(cell: str) -> str:
+    """A number in one form whatever way it was written: 1.0 and 1e0 as 1; other text as it is."""
+    number = _number(cell)
+    return cell if number is None else repr(number).removesuffix(".0")
+
+
 def _numbers(cells: Sequence[str]) -> list[float] | None:
     """The cells as numbers, None where one of them is none."""
     numbers = [_number(cell) for cell in cells]
@@ -226,4 +280,4 @@ def _number(cell: str) -> float | None:
         number = float(cell)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None  # NaN is below nothing

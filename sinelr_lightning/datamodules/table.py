@@ -30,7 +30,7 @@ class TableData(RankedData):
         kind: whether that is a class or a number; auto takes words, and up to 20 whole numbers, for classes.
         validation_share, test_share: of the rows, drawn with seed 0, of each class alike.
         batch_size: rows a step, over all processes.
-        epoch_steps: steps between two validations; null for one pass over the training rows.
+        epoch_steps: steps between two validations; null for as many as one pass over the training rows has.
         predict: CSV file of rows for `sinelr predict`, with or without the target; null for the test rows.
 
     Raises:
@@ -135,7 +135,8 @@ class TableData(RankedData):
         """The rows of `predict`, numbered by their lines, else the test rows."""
         if self.predict is None:
             return self.test_dataloader()
-        assert self.encoding is not None  # from the checkpoint
+        if self.encoding is None:
+            raise UserError("data.predict needs a checkpoint, which knows the columns: give --ckpt_path")
         rows: Rows = read_rows(self.predict)
         x = torch.from_numpy(self.encoding.encode(rows))
         return self._held_out({"x": x, "indices": torch.tensor(rows.lines)})

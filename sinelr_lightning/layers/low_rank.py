@@ -37,9 +37,11 @@ class LowRank(Factorization):
         """U [m, rank] and V [n, rank]; U is zero for `zero=True`."""
         check_rank(self.rank, m, n)
         if self.spectral:
-            left, singular, right = torch.linalg.svd(torch.empty(m, n).uniform_(-1, 1) / n**0.5, full_matrices=False)
-            roots = singular[: self.rank].sqrt()
-            u, v = left[:, : self.rank] * roots, right[: self.rank].t() * roots
+            fresh = torch.empty(m, n, dtype=torch.float32).uniform_(-1, 1) / n**0.5  # halves have no SVD
+            left, singular, right = torch.linalg.svd(fresh, full_matrices=False)
+            roots, dtype = singular[: self.rank].sqrt(), torch.get_default_dtype()
+            u = (left[:, : self.rank] * roots).contiguous().to(dtype)
+            v = (right[: self.rank].t() * roots).contiguous().to(dtype)
         else:
             u, v = kaiming_factors(m, n, self.rank)
             u = u * 3**0.5

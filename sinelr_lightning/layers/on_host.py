@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["on_host"]
+__all__ = ["largest_on_host", "on_host"]
 
 # A number that reaches the host late is allowed to have grown by this factor since it was measured.
 _MARGIN = 1.15
+# In-place changes of a factor that one step of an optimiser may make; after more of them the number is too old.
+_CHANGES = 8
 
 
 @dataclass
@@ -32,7 +34,13 @@ def on_host(key: Tensor, value: Tensor, state: tuple[int, ...]) -> float:
     A step reads what the step before sent by an asynchronous copy (`_MARGIN` covers the step between) and sends the
     present value. While `state` (versions and places of the factors) is unchanged so is the answer, and a forward
     pass that a checkpoint repeats inside backward always gets that of the first. Without gradients the value is
-    exact: it waits once after each change of the factors.
+    exact: it waits once after each change of the factors, and so it is after many changes, when it was not asked for
+    in every step.
+
+    Args:
+        key: the factor that the number is of.
+        value: the number, on a device.
+        state: version of each factor first, then what else tells it from another.
     """
     value = value.float()
     copy = _host_copies.get(key)
@@ -42,7 +50,8 @@ def on_host(key: Tensor, value: Tensor, state: tuple[int, ...]) -> float:
         )
     elif torch._C._current_graph_task_id() >= 0:  # inside backward
         return copy.answer
-    if not copy.state or (not torch.is_grad_enabled() and copy.state != state):
+    changed = copy.state != state
+    if not copy.state or (changed and (not torch.is_grad_enabled() or state[0] - copy.state[0] > _CHANGES)):
         copy.value.copy_(value)
         copy.state, copy.answer, copy.arrival = state, copy.value.item(), None
         return copy.answer
@@ -50,7 +59,7 @@ def on_host(key: Tensor, value: Tensor, state: tuple[int, ...]) -> float:
         copy.arrival.synchronize()
     late = copy.value.item()
     # FSDP and `.data` change factors without a new version: a value above the answer betrays them.
-    if copy.state != state or not late <= copy.answer:
+    if changed or not late <= copy.answer:
         copy.answer = _MARGIN * late
     copy.state = state
     copy.value.copy_(value, non_blocking=value.is_cuda)
@@ -58,3 +67,10 @@ def on_host(key: Tensor, value: Tensor, state: tuple[int, ...]) -> float:
         copy.arrival = torch.cuda.Event()
         copy.arrival.record()
     return copy.answer
+
+
+def largest_on_host(key: Tensor, largest: Tensor, u: Tensor, v: Tensor) -> float:
+    """`largest`, a bound on the phases of the factors u and v, on the host; exact where they are on the CPU."""
+    if largest.device.type == "cpu" or u.is_inference() or v.is_inference():
+        return largest.item()
+    return on_host(key, largest, (u._version, v._version, u.data_ptr(), v.data_ptr()))

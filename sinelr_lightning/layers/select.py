@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import wide
-from sinelr_lightning.layers.on_host import on_host
+from sinelr_lightning.layers.on_host import largest_on_host
 
 __all__ = ["TOLERANCE", "Nodes", "column_scale", "enough_work", "nodes_for_phase", "nodes_for_phases", "thin_nodes"]
 
@@ -34,7 +34,12 @@ _DEVICE_WORK = 1e10
 
 
 def enough_work(u: Tensor, v: Tensor, rows: int | None, dtype: torch.dtype) -> bool:
-    """Whether a product with that many rows may gain by thin factors; always on the CPU, and for `rows=None`."""
+    """Whether a product with that many rows may gain by thin factors; always on the CPU, and for `rows=None`.
+
+    Never while a graph is captured: it runs again with other factors, for which these may be too thin.
+    """
+    if u.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
     return u.is_cpu or rows is None or (dtype.itemsize >= 4 and rows * len(u) * len(v) >= _DEVICE_WORK)
 
 
@@ -108,8 +113,6 @@ def thin_nodes(u: Tensor, v: Tensor, omega: float, dtype: torch.dtype, rows: int
     most = (_BREAK_EVEN * m * n - _OVERHEAD[rank]) / (m + n)
     if nodes_for_phases(0, 0, dtype, rank).columns(rank) > most:
         return None
-    if u.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None  # a captured graph runs again with other factors, for which these nodes may be too few
     each, total = _largest_phases(u, v, omega)
     # A first test in closed form: r nodes reach no further than 2r + 1 rad.
     if not math.isfinite(total) or total > 2 * most + 1:
@@ -135,8 +138,5 @@ def _largest_phases(u: Tensor, v: Tensor, omega: float) -> tuple[float, float]:
     wide_u, wide_v = wide(u.detach()), wide(v.detach())
     phases = wide_u.abs() * (omega * column_scale(wide_u, wide_v, omega))
     largest = phases.sum(1).amax()
-    if largest.device.type == "cpu" or u.is_inference() or v.is_inference():
-        total = largest.item()
-    else:
-        total = on_host(v, largest, (u._version, v._version, u.data_ptr(), v.data_ptr()))
+    total = largest_on_host(v, largest, u, v)
     return (total if u.shape[1] == 1 else phases.amax().item()), total

@@ -49,9 +49,10 @@ class MLP(nn.Module):
         """Take means and standard deviations from rows x [N, features] and, where given, targets y [N, outputs]."""
         for name, rows in (("", x), ("out_", y)):
             if rows is not None:
-                scale = rows.std(0, correction=0)
-                getattr(self, f"{name}mean").copy_(rows.mean(0))
-                getattr(self, f"{name}scale").copy_(torch.where(scale > 0, scale, 1.0))  # a constant says nothing
+                mean, scale = rows.double().mean(0), rows.double().std(0, correction=0)
+                constant = scale <= 1e-9 * mean.abs()  # says nothing
+                getattr(self, f"{name}mean").copy_(mean)
+                getattr(self, f"{name}scale").copy_(scale.masked_fill(constant, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N, outputs] of rows [N, features], both in their own units."""

@@ -222,7 +222,7 @@ def adapter_config(adapter: LinearFactory, hadamard: bool = False, **options: An
     options |= {"r": numbers.pop("rank", 1)}
     if hadamard:
         options |= {"hadamard": True}
-    if type(adapter) is LowRank and not hadamard:
+    if type(adapter) is LowRank and not (hadamard or adapter.spectral):
         make = LoraConfig
     elif type(adapter) is SineLowRank:
         make = SineLoraConfig

@@ -29,8 +29,8 @@ class TabularTask(Task):
 
     Classes: loss is cross-entropy, scores are `loss` and accuracy, `acc`. A number: the loss is the squared error in
     standard deviations of the training rows, scores are `loss`, the root of the mean squared error in the column's
-    own unit, `rmse`, and the coefficient of determination 1 − Σ(y − ŷ)²/Σ(y − ȳ)², `r2`. The network standardises
-    its features by the training rows'.
+    own unit, `rmse`, and the coefficient of determination 1 − Σ(y − ŷ)²/Σ(y − ȳ)², `r2`, where the y differ. The
+    network standardises its features by the training rows'.
 
     Args:
         features: number of features: columns of numbers, and a feature for each word of a column of words.
@@ -40,7 +40,8 @@ class TabularTask(Task):
         optimizer, schedule, weight_decay: see `Task`.
 
     Raises:
-        UserError: a value out of its range; from `setup`, a table with other features or classes.
+        UserError: a value out of its range; from `setup`, a table with other features or classes, or weights in half
+            precision, which would round the features and what is to be predicted.
     """
 
     def __init__(
@@ -72,18 +73,22 @@ class TabularTask(Task):
 
     # -- the table's form, which a checkpoint carries ----------------------------------------------------------------
     def setup(self, stage: str) -> None:
-        """Take the form of the table, and standardise by its training rows.
+        """Take the form of the table, and standardise by its training rows if none were seen before.
 
         Raises:
-            UserError: it has other features or classes.
+            UserError: it has other features or classes, or the weights are in half precision.
         """
         data = self.data(TableData)
+        if str(self.trainer.precision) in ("16-true", "bf16-true"):
+            raise UserError(f"trainer.precision {self.trainer.precision} rounds a table's numbers: take bf16-mixed")
         if data.only_predicts:
             return  # the checkpoint knows the form
         assert data.encoding is not None
+        fresh = self.encoding is None
         self._take(data.encoding)
-        train = data.parts["train"]
-        self.network.standardise(train["x"], None if self.classes else train["y"][:, None])
+        if fresh:
+            train = data.parts["train"]
+            self.network.standardise(train["x"], None if self.classes else train["y"][:, None])
 
     def _take(self, encoding: Encoding) -> None:
         if self.encoding is not None and self.encoding != encoding:
@@ -145,9 +150,9 @@ class TabularTask(Task):
         loss, target, guess = torch.tensor(rows, dtype=torch.float64).unbind(1)
         if self.classes:
             return {"loss": loss.mean().item(), "acc": (target == guess).double().mean().item()}
-        error, spread = (target - guess).square(), (target - target.mean()).square()
-        r2 = 1 - (error.sum() / spread.sum()).item()
-        return {"loss": loss.mean().item(), "rmse": error.mean().sqrt().item(), "r2": r2}
+        error, spread = (target - guess).square(), (target - target.mean()).square().sum()
+        figures = {"loss": loss.mean().item(), "rmse": error.mean().sqrt().item()}
+        return figures if spread == 0 else {**figures, "r2": 1 - (error.sum() / spread).item()}
 
     def details(self, stage: str) -> dict[str, Any]:
         """The number of rows."""

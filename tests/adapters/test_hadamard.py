@@ -69,6 +69,33 @@ def test_with_low_rank_it_is_hira():
     assert away(logits(ours), logits(theirs)) < 1e-4 and away(logits(ours), logits(llama())) > 1e-2
 
 
+def test_gradients_reach_weights_that_stand_in_for_the_layers_own():
+    # As functional_call, which puts others in the place of the parameters for a forward pass alone.
+    model = get_peft_model(llama(), hadamard()).eval()
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    stand_in = {name: (p * 1.5).requires_grad_() for name, p in trained.items()}
+    ids = torch.arange(8)[None]
+    y = torch.func.functional_call(model, stand_in, (), {"input_ids": ids}).logits.square().sum()
+    found = torch.autograd.grad(y, list(stand_in.values()))
+    model.load_state_dict(stand_in, strict=False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(model(input_ids=ids).logits.square().sum(), parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_merged_rounded_and_unmerged():
+    model = get_peft_model(llama(), hadamard()).eval()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    delta = layer.get_delta_weight("default")
+    model.merge_adapter()
+    torch.testing.assert_close(layer.get_delta_weight("default"), delta)  # of the weight that was there
+    model.bfloat16().unmerge_adapter()
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    with model.disable_adapter():
+        assert away(logits(model), logits(llama().bfloat16())) == 0
+
+
 def test_dropout_mixed_batches_and_neighbours():
     model = get_peft_model(llama(), hadamard(lora_dropout=0.5)).eval()
     calm = logits(model)
@@ -85,5 +112,5 @@ def test_dropout_mixed_batches_and_neighbours():
 def test_where_it_does_not_fit():
     with pytest.raises(ValueError, match="hadamard cannot be combined with use_dora"):
         hadamard(use_dora=True)
-    with pytest.raises(ValueError, match="hadamard is for linear layers, not for Embedding"):
+    with pytest.raises(ValueError, match="hadamard is for float linear layers, not for Embedding"):
         get_peft_model(llama(), hadamard(target_modules=["embed_tokens"]))

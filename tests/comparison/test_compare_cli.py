@@ -80,6 +80,9 @@ class Net(L.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.log("held_out", self.training_step(batch, batch_idx))
 
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.log("loss", outputs["loss"])
+
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), self.lr)
 
@@ -109,27 +112,36 @@ def mine(home, monkeypatch):
     (home / "mine.py").write_text(MINE)
     (home / "mine.yaml").write_text(MINE_CONFIG)
     places = ["--where", "model.layers", "--where_lr", "model.lr"]
-    return ["compare", "--config", "mine.yaml", "--linear", "SineLowRank,FedPara,Dense", "--seeds", "1", *places]
+    return ["compare", "--config", "mine.yaml", "--linear", "SineLowRank,FedPara", "--seeds", "1", *places]
 
 
 def test_a_lightning_module_of_ones_own(mine, home, capsys):
     goal = ["--metric", "held_out", "--mode", "min", "--rank", "3", "--equal", "parameters", "--lrs", "0.02"]
+    assert main([*mine, *goal, "--where", "model.layer"]) == 2
+    assert "at rank 3 in model.layer: " in capsys.readouterr().err
     assert main([*mine, *goal]) == 0
     rows = figures((home / "comparison" / "compare.md").read_text())
-    assert [row[0].strip() for row in rows[1:]] == ["SineLowRank", "FedPara", "Dense"]
+    assert [row[0].strip() for row in rows[1:]] == ["SineLowRank", "FedPara"]
     assert rows[0][4].strip() == "held_out"
     # A layer 8 → 16 and a dense one 16 → 1: rank 3 has 3·24 + 16 + 17 parameters, FedPara of rank 1 48 + 33.
-    assert [row[2].strip() for row in rows[1:]] == ["105", "81", "161"]
-    assert "lr: 0.02" in (home / "comparison/runs/Dense_lr0.02_seed0/version_0/config.yaml").read_text()
+    assert [row[2].strip() for row in rows[1:]] == ["105", "81"]
+    assert "lr: 0.02" in (home / "comparison/runs/SineLowRank_k3_lr0.02_seed0/version_0/config.yaml").read_text()
 
 
 def test_a_lightning_module_that_names_no_metric(mine, home, capsys):
     assert main(mine) == 2
     assert "metric: Net names none as its `monitor`; say what it logs" in capsys.readouterr().err
-    assert main([*mine, "--metric", "val/loss", "--mode", "min", "--rank", "1"]) == 2
-    assert "logged no val/loss; it logged held_out" in capsys.readouterr().err
+    # What training logs is no held-out figure.
+    assert main([*mine, "--metric", "loss", "--mode", "min", "--rank", "1"]) == 2
+    assert "logged no loss; it logged held_out:" in capsys.readouterr().err
     # A third of the configuration's own rate comes first.
     assert [path.name for path in (home / "comparison" / "runs").iterdir()] == ["SineLowRank_k1_lr0.01_seed0"]
+
+
+def test_a_module_that_cannot_be_imported(mine, home, capsys):
+    (home / "mine.py").write_text("def broken(:\n")
+    assert main(mine) == 2
+    assert "model.class_path mine.Net cannot be imported: invalid syntax" in capsys.readouterr().err
 
 
 def test_a_lightning_module_is_resumed(mine, home, capsys):

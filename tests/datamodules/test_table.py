@@ -34,6 +34,27 @@ def test_columns_of_words_and_numbers_by_hand(table):
     assert Encoding.from_plain(encoding.plain()) == encoding
 
 
+def test_numbers_written_in_two_ways_are_one_class(table):
+    rows = read_rows(table("a,kind\n1,1\n2,1.0\n3,0\n4,10\n5,1e0\n"))
+    encoding = Encoding.of(rows, None, "auto")
+    assert encoding.classes == ("0", "1", "10") and encoding.targets(rows).tolist() == [1, 1, 0, 2, 1]
+
+
+def test_delimiters_within_quotes_and_carriage_returns(table):
+    rows = read_rows(table('"size, in cm";kind\r"1,5";cat\r"2,5";dog\r'))
+    assert rows.names == ["size, in cm", "kind"] and rows.column("size, in cm") == ["1,5", "2,5"]
+    rows = read_rows(table('"a\nb",c\n1,"x\ny"\n'))
+    assert rows.names == ["a\nb", "c"] and rows.column("c") == ["x\ny"]
+
+
+def test_cells_that_nobody_asks_for_may_be_empty(table):
+    encoding = Encoding.of(read_rows(table(PETS)), None, "auto")
+    later = read_rows(table("age,weight,colour,kind,owner\n3,4,red,,\n", "later.csv"))
+    assert encoding.encode(later).tolist() == [[4, 0, 1, 0, 3]]
+    alone = Encoding.of(read_rows(table("a,b\n1,x\n2,y\n")), None, "auto")
+    assert alone.encode(read_rows(table("a\n5\n", "alone.csv"))).tolist() == [[5]]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_delimiters_byte_order_mark_and_blank_lines(table, delimiter):
     text = PETS.replace(", ", delimiter).replace("cat\n", "cat\r\n\r\n")
@@ -59,9 +80,15 @@ def test_a_word_that_was_not_there_has_no_feature(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ":1: the header names nothing; two or more different names"),
-        ("a\n1\n", ":1: the header names a; two or more"),
-        ("a,a\n1,2\n", ":1: the header names a, a; two or more different"),
+        ("", "has no row below its header"),
+        ("a\n1\n", "has one column, a; two or more are needed"),
+        ("a,a\n1,2\n", ":1: a stands 2 times in the header"),
+        (",a,b\n1,2,3\n", ":1: column 1 has no name in the header"),
+        ('a,b\n1,"2\n3,4\n5,6\n', ":4: unexpected end of data; is a quote left open?"),
+        ("a,b\n1," + 140_000 * "2" + "\n", ":2: field larger than field limit (131072); is a quote left open?"),
+        ("a,b\n" + 9 * "1,2.5\n" + "NA,3.5\n", ":11: a is 'NA', in a column of numbers; a finite one is expected"),
+        ("a,b\n" + 9 * "1,2.5\n" + "1e39,3.5\n", ":11: a is '1e39', in a column of numbers"),
+        ("a,b\n" + "".join(f"row{i},{i % 2}\n" for i in range(30)), "a has 30 words in 30 rows"),
         ("a,b\n", "has no row below its header"),
         ("a,b\n1,2\n1\n", ":3: has 1 cells; the header has 2"),
         ("a,b\n1,2\n1, \n", ":3: b is empty; fill it in"),

@@ -63,3 +63,10 @@ def test_host_copy_recovers_from_nan_and_forgets_dead_factors():
     size = len(module._host_copies)
     del key
     assert len(module._host_copies) < size
+
+
+def test_host_copy_is_exact_after_more_changes_than_a_step_makes():
+    key = torch.zeros(1)
+    assert ask(key, 0.01, 0) == pytest.approx(0.01)
+    assert ask(key, 0.02, 8) == pytest.approx(1.15 * 0.01)  # sends 0.02
+    assert ask(key, 3.0, 500) == 3.0

