@@ -120,7 +120,10 @@ def _records(place: Path, text: str) -> list[tuple[int, list[str]]]:
         return records
 
     def fits(delimiter: str) -> tuple[bool, int]:
-        sizes = [len(row) for _, row in cut(delimiter, 2)]
+        try:
+            sizes = [len(row) for _, row in cut(delimiter, 2)]
+        except UserError:
+            return False, 0
         return len(set(sizes)) == 1, max(sizes, default=0)
 
     return cut(max(DELIMITERS, key=fits))

@@ -71,7 +71,8 @@ def test_it_learns(table, features, classes, least, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    small = ["--trainer.max_steps=60", "--data.epoch_steps=30", "--model.width=32", "--model.linear.rank=2", "--model.optimizer.lr=3e-3"]
+    small = ["--trainer.max_steps=60", "--data.epoch_steps=30", "--model.optimizer.lr=3e-3"]
+    small += ["--model.width=32", "--model.linear.rank=2"]
     config = ["--config", "configs/tabular_cancer.yaml", f"--runs_dir={folder}", "--trainer.accelerator=cpu"]
     assert main(["fit", *config, *small]) == 0
     return folder / "tabular_cancer" / "version_0"
