@@ -123,8 +123,8 @@ def _records(place: Path, text: str) -> list[tuple[int, list[str]]]:
         try:
             sizes = [len(row) for _, row in cut(delimiter, 2)]
         except UserError:
-            return False, 0
-        return len(set(sizes)) == 1, max(sizes, default=0)
+            return False, text.partition("\n")[0].count(delimiter) + 1
+        return len(set(sizes)) == 1 and sizes[0] > 1, max(sizes, default=0)
 
     return cut(max(DELIMITERS, key=fits))
 
