@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
     "low rank": (lambda k, width: LowRank(k), (1, 5, 16)),
     "low rank, spectral start": (lambda k, width: LowRank(k, spectral=True), (1, 5, 16)),
     "sine": (lambda k, width: SineLowRank(k), (1, 5, 16)),
+    "sine, balanced start": (lambda k, width: SineLowRank(k, balanced=True), (1, 5, 16)),
     "residual sine": (lambda k, width: ResidualSine(k), (1, 5, 16)),
     "Fourier series, 3 terms": (lambda k, width: FourierLowRank(k), (1, 5, 16)),
     "tanh": (lambda k, width: ActivatedLowRank(k, activation="tanh"), (1, 5, 16)),

@@ -74,8 +74,9 @@ class FactorizedLoraConfig(LoraConfig):
                 raise ValueError(f"{name} cannot be combined with {type(self).__name__}: it changes what B·A means")
         for rank in (self.r, *(self.rank_pattern or {}).values()):
             family = self.family(rank)
-            if getattr(family, "spectral", False):
-                raise ValueError("spectral is how a layer starts from scratch; an adapter starts at zero")
+            for start in ("balanced", "spectral"):
+                if getattr(family, start, False):
+                    raise ValueError(f"{start} is how a layer starts from scratch; an adapter starts at zero")
             with torch.device("meta"):  # some can start at zero only where nothing would ever leave it
                 family.factors(*_example_size(family), zero=self.init_lora_weights is not False)
 

@@ -28,7 +28,7 @@ class ActivatedLowRank(SineKin):
     of its entries.
 
     Args:
-        rank, frequency, gain, phase_spread, lr_multiplier: of `SineLowRank`.
+        rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.
         activation: φ, one of tanh, relu, sigmoid, gaussian and sinc (sin(πt)/(πt)).
 
     Raises:

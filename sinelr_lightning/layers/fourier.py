@@ -23,7 +23,7 @@ class ResidualSine(SineKin):
     sine is.
 
     Args:
-        rank, frequency, gain, phase_spread, lr_multiplier: of `SineLowRank`.
+        rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.
 
     Raises:
         ValueError: what `SineLowRank` refuses.
@@ -74,7 +74,7 @@ class FourierLowRank(SineKin):
     k(m + n) + 2·terms parameters. It starts at the sine, mix = (1, 0, …) and shift = 0.
 
     Args:
-        rank, frequency, gain, phase_spread, lr_multiplier: of `SineLowRank`.
+        rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.
         terms: number of overtones with the fundamental, ≥ 1.
 
     Raises:

@@ -24,7 +24,7 @@ class SineKin(Factorization):
     """A function of the phases ω·U·Vᵀ, over g: the hyperparameters, the factors and their start are the sine's.
 
     Args:
-        rank, frequency, gain, phase_spread, lr_multiplier: see `SineLowRank`.
+        rank, frequency, gain, phase_spread, lr_multiplier, balanced: see `SineLowRank`.
 
     Raises:
         ValueError: rank < 1, frequency, gain, phase_spread or lr_multiplier ≤ 0; rank ≥ min(m, n) when a layer is
@@ -36,6 +36,7 @@ class SineKin(Factorization):
     gain: float | None = None
     phase_spread: float = 2.0
     lr_multiplier: float = 1.0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         check_rank_given(self.rank)
@@ -55,9 +56,12 @@ class SineKin(Factorization):
         return math.sqrt(n) if self.gain is None else self.gain
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
-        """U [m, rank] and V [n, rank] as in the paper's code; U is zero for `zero=True`."""
+        """U [m, rank] and V [n, rank] as in the paper's code, or balanced; U is zero for `zero=True`."""
         check_rank(self.rank, m, n)
         u, v = kaiming_factors(m, n, self.rank)
+        if self.balanced:
+            share = (self.rank / n) ** 0.25
+            u, v = u * share, v / share
         return {"U": torch.zeros_like(u) if zero else u, "V": v}
 
     def phases(self, U: Tensor, V: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class SineLowRank(SineKin):
         gain: g, which divides; None for √n.
         phase_spread: standard deviation of the phases at the start in radians, for `frequency="auto"`.
         lr_multiplier: learning rate of the factors over that of the other parameters.
+        balanced: start with U and V of one size, entries up to 1/(k·n)^¼, at the same phases; the paper's code has
+            1/√k and 1/√n, so that a step of Adam turns the phases by V's share alone, and by more.
 
     Raises:
         ValueError: rank < 1, frequency, gain, phase_spread or lr_multiplier ≤ 0; rank ≥ min(m, n) when a layer is

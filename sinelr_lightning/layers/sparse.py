@@ -72,7 +72,7 @@ class SparseSine(SineKin):
     The sine (arXiv 2403.19243) in the place of SLTrain's low-rank part (arXiv 2406.02214).
 
     Args:
-        rank, frequency, gain, phase_spread, lr_multiplier: of `SineLowRank`.
+        rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.
         density: share of the entries that are in the sparse part, 0 < density < 1.
 
     Raises:

@@ -109,6 +109,12 @@ def test_dropout_mixed_batches_and_neighbours():
         model.merge_adapter(["default", "plain"])
 
 
+def test_ways_to_start_a_layer_are_none_of_an_adapter():
+    for family, start in (("LowRank", "spectral"), ("FourierLowRank", "balanced")):
+        with pytest.raises(ValueError, match=f"{start} is how a layer starts from scratch"):
+            FactorizedLoraConfig(factorization=family, factorization_args={start: True})
+
+
 def test_where_it_does_not_fit():
     with pytest.raises(ValueError, match="hadamard cannot be combined with use_dora"):
         hadamard(use_dora=True)

@@ -97,3 +97,15 @@ def test_served_thin_while_phases_allow_it(rank: int, m: int, n: int, columns: i
         layer.U.mul_(50)
     (weight,) = layer.factorization.served(*layer.factors())
     assert torch.equal(weight, layer.weight)
+
+
+def test_a_balanced_start_has_the_same_phases_from_factors_of_one_size():
+    m, n, k = 60, 81, 4
+    torch.manual_seed(0)
+    u, v = SineLowRank(k).factors(m, n).values()
+    torch.manual_seed(0)
+    balanced, other = SineLowRank(k, balanced=True).factors(m, n).values()
+    torch.testing.assert_close(balanced @ other.t(), u @ v.t())
+    for factor in (balanced, other):
+        assert 0.95 / (k * n) ** 0.25 < factor.abs().max() <= 1 / (k * n) ** 0.25
+    assert not SineLowRank(k, balanced=True).factors(m, n, zero=True)["U"].any()
