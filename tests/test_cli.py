@@ -166,7 +166,7 @@ def test_a_run_has_its_folder_and_closing_words(home, capfd):
     assert fit("--model.linear", "LowRank", "--model.linear.rank", "2") == 0
     run = home / "runs/toy/version_0"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["model"]["init_args"]["linear"]["init_args"] == {"rank": 2}
+    assert config["model"]["init_args"]["linear"]["init_args"] == {"rank": 2, "spectral": False}
     assert config["name"] == "toy" and config["seed_everything"] == 0
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.*"))
