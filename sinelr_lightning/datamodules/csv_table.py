@@ -88,7 +88,7 @@ def _csv(place: Path) -> Rows:
         text = place.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: is not UTF-8; save the file in that encoding") from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     (_, names), *rows = _records(place, text) or [(1, [])]
     for number, name in enumerate(names, 1):
         if not name:
