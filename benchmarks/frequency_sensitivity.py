@@ -5,6 +5,7 @@ tenth of the factors'), ω learnt for each row of W, and a schedule from a quart
 
     python benchmarks/frequency_sensitivity.py                        # hours on two CPU cores
     python benchmarks/frequency_sensitivity.py --tasks nerf --ranks 1
+    python benchmarks/frequency_sensitivity.py --tasks classification language --variants
 
 Writes benchmarks/results/frequency_sensitivity_TASK.{json,md,png}: heat maps of the mean score, and what the default
 spread loses against the best one, each at its own best rate.
@@ -96,11 +97,11 @@ def at_its_best(sweep: Sweep, case: Case, lrs: list[float]) -> tuple[float, floa
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, lr
 
 
-def table(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> str:
+def table(sweep: Sweep, task: str, methods: list[str], ranks: list[int], lrs: list[float]) -> str:
     rows = []
     for rank in ranks:
         best = max(at_its_best(sweep, (f"{spread:g}", rank), lrs)[0] for spread in SPREADS)
-        for method in [*(f"{spread:g}" for spread in SPREADS), *VARIANTS]:
+        for method in methods:
             mean, deviation, lr = at_its_best(sweep, (method, rank), lrs)
             name = method if method in VARIANTS else f"{method} rad"
             rows.append(
@@ -144,17 +145,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS, help="beside the spreads")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     args = parser.parse_args()
-    methods = [*(f"{spread:g}" for spread in SPREADS), *VARIANTS]
+    methods = [*(f"{spread:g}" for spread in SPREADS), *args.variants]
     cases = [(method, rank) for method in methods for rank in args.ranks]
     for task in args.tasks:
         lrs = LRS_OF.get(task, LRS)
         sweep = Sweep(RESULTS / f"frequency_sensitivity_{task}.json", {"steps": TASKS[task][0]}, "score")
         sweep.grid(functools.partial(run, task), cases, lrs, args.seeds, args.jobs)
         head = f"{task}: {TASKS[task][0]} steps, {args.seeds} seeds, learning rates {lrs}, each row at its best\n"
-        sweep.publish(head, table(sweep, task, args.ranks, lrs))
+        sweep.publish(head, table(sweep, task, methods, args.ranks, lrs))
         plot(sweep, task, args.ranks, lrs)
 
 

@@ -69,6 +69,10 @@ def test_its_commands_run(monkeypatch, tmp_path):
     assert (tmp_path / "model.onnx").stat().st_size > 1000
     assert {"shape.ply", "shape.png", "shape.html"} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "runs" / "lowrank" / "version_0").is_dir()
+    trained = {Path(c[c.index("--config") + 1]).stem for c in commands if c[1] == "fit" and "--config" in c}
+    for name in trained - (set() if HAS_SMOLLM2 else {"llm_lora"}):
+        run = tmp_path / "runs" / name / "version_0"
+        assert (run / "checkpoints" / "last.ckpt").is_file() and (run / "config.yaml").is_file()
 
 
 def test_the_other_commands_are_known():
