@@ -4,6 +4,7 @@ A matrix here is [m, n] as in `layers`: of a linear layer and a convolution [out
 [tokens, features].
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,12 +89,11 @@ class FactorizedLoraLayer(LoraLayer):
     def update(self, adapter: str, x: Tensor) -> Tensor:
         """The product of x with the adapter's W, unscaled; nothing of size m×n is kept for backward."""
         bias = getattr(self.lora_B[adapter], "bias", None)
-        formula, factors = self.formula(adapter), self.factors(adapter)
+        factors = self.factors(adapter)
         if self.hadamard(adapter):
-            return self._checkpointed(
-                lambda base, *factors: formula.weight(*factors) * wide(base), x, bias, self.base_matrix(), *factors
-            )
-        return formula.linear(x, bias, *factors)
+            form = functools.partial(self._delta, adapter)
+            return self._checkpointed(form, x, bias, self.base_matrix(), *factors)
+        return self.formula(adapter).linear(x, bias, *factors)
 
     def _checkpointed(
         self, form: Callable[..., Tensor], x: Tensor, bias: Tensor | None, *arguments: Tensor | None
@@ -126,12 +126,13 @@ class FactorizedLoraLayer(LoraLayer):
 
     def delta(self, adapter: str) -> Tensor:
         """What the adapter adds to the base's matrix, unscaled [m, n], in float32 or wider."""
-        weight = self.formula(adapter).weight(*self.factors(adapter))
-        if not self.hadamard(adapter):
-            return weight
         kept = self._before_merge
-        base = self.base_matrix() if kept is None else transpose(kept, self.fan_in_fan_out).to(weight.device)
-        return weight * wide(base)
+        base = self.base_matrix() if kept is None else transpose(kept.to(self.base.weight), self.fan_in_fan_out)
+        return self._delta(adapter, base, *self.factors(adapter))
+
+    def _delta(self, adapter: str, base: Tensor, *factors: Tensor) -> Tensor:
+        weight = self.formula(adapter).weight(*factors)
+        return weight * wide(base) if self.hadamard(adapter) else weight
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         """PEFT's choice, with our formula in front of it for our configurations."""
@@ -208,15 +209,14 @@ class FactorizedLoraLayer(LoraLayer):
         return self.multiply(x, self._served(adapter, x.dtype), None if bias is None else bias.to(x.dtype))
 
     def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
-        formula, scale = self.formula(adapter), self.scaling[adapter]
+        base, scale, factors = self.base_matrix(), self.scaling[adapter], self.factors(adapter)
         if self.hadamard(adapter):
-            return self._checkpointed(
-                lambda base, *factors: wide(base) * (1 + scale * formula.weight(*factors)),
-                x, bias, self.base_matrix(), *self.factors(adapter),
-            )  # fmt: skip
-        return self.formula(adapter).adapted_linear(
-            x, self.base_matrix(), bias, self.scaling[adapter], *self.factors(adapter), magnitude=magnitude
-        )
+
+            def form(base: Tensor, *factors: Tensor) -> Tensor:
+                return wide(base) + scale * self._delta(adapter, base, *factors)
+
+            return self._checkpointed(form, x, bias, base, *factors)
+        return self.formula(adapter).adapted_linear(x, base, bias, scale, *factors, magnitude=magnitude)
 
     def _only_adapter(self) -> str | None:
         """The adapter, if one product with one float weight is all there is to do."""

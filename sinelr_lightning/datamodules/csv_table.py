@@ -172,11 +172,7 @@ class Encoding:
             classes = tuple(sorted(set(values)) if numbers is None else _by_value(values))
             if len(classes) < 2:
                 raise UserError(f"{rows.source}: the column {target} holds {classes[0]} alone; take two classes")
-        columns = []
-        for name in rows.names:
-            if name != target:
-                columns.append((name, _words(rows, name)))
-        return cls(tuple(columns), target, classes)
+        return cls(tuple((name, _words(rows, name)) for name in rows.names if name != target), target, classes)
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Self:
@@ -206,14 +202,14 @@ class Encoding:
         """
         parts = []
         for name, words in self.columns:
-            cells = rows.column(name)
             if words:
+                cells = rows.column(name)
                 numbers = {word: number for number, word in enumerate(words)}
                 part = np.zeros((len(cells), len(words) + 1), np.float32)  # the last is of words that are new
                 part[np.arange(len(cells)), [numbers.get(cell, len(words)) for cell in cells]] = 1
                 parts.append(part[:, :-1])
             else:
-                parts.append(np.array([self._number(rows, name, i, cell) for i, cell in enumerate(cells)])[:, None])
+                parts.append(np.array(_column_of_numbers(rows, name))[:, None])
         return np.concatenate(parts, 1).astype(np.float32)
 
     def targets(self, rows: Rows) -> np.ndarray:
@@ -222,10 +218,9 @@ class Encoding:
         Raises:
             UserError: a class that is none of `classes`, or a cell that is no number.
         """
-        cells = rows.column(self.target)
         if not self.classes:
-            numbers = [self._number(rows, self.target, i, cell) for i, cell in enumerate(cells)]
-            return np.array(numbers, np.float32)
+            return np.array(_column_of_numbers(rows, self.target), np.float32)
+        cells = rows.column(self.target)
         labels = {name: number for number, name in enumerate(self.classes)}
         if _numbers(self.classes) is not None:
             cells = [_shortest(cell) for cell in cells]  # 1 and 1.0 are one class
@@ -235,12 +230,15 @@ class Encoding:
                 raise UserError(f"{rows.source}:{line}: {self.target} is {cell}, none of the classes {known}")
         return np.array([labels[cell] for cell in cells], np.int64)
 
-    @staticmethod
-    def _number(rows: Rows, name: str, row: int, cell: str) -> float:
+
+def _column_of_numbers(rows: Rows, name: str) -> list[float]:
+    numbers = []
+    for line, cell in zip(rows.lines, rows.column(name), strict=True):
         number = _number(cell)
         if number is None:
-            raise UserError(f"{rows.source}:{rows.lines[row]}: {name} is {cell!r}; a finite number is expected")
-        return number
+            raise UserError(f"{rows.source}:{line}: {name} is {cell!r}; a finite number is expected")
+        numbers.append(number)
+    return numbers
 
 
 def _words(rows: Rows, name: str) -> tuple[str, ...]:

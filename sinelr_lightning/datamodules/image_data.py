@@ -87,11 +87,6 @@ class ImageData(RankedData, ABC):
         """Names of the classes, in the order of the labels; none where only the images of `predict` are read."""
         return [] if self.only_predicts else self.splits.class_names
 
-    @property
-    def only_predicts(self) -> bool:
-        """Whether this is a prediction of images from elsewhere, for which the data itself need not be there."""
-        return self.predict is not None and self.trainer is not None and bool(self.trainer.predicting)
-
     def prepare_like(self, preprocessing: dict[str, Any]) -> None:
         """Do to every image what a checkpoint says was done in training."""
         plain: dict[str, Any] = {**preprocessing}

@@ -143,7 +143,18 @@ def index_loader(count: int, batch_size: int, steps: int, seed: int, rank: int, 
 
 
 class RankedData(L.LightningDataModule):
-    """Data that gives each process its share, and all of it where there is no Trainer."""
+    """Data that gives each process its share, and all of it where there is no Trainer.
+
+    Attributes:
+        predict: where the samples to predict are, where they come from elsewhere.
+    """
+
+    predict: str | None = None
+
+    @property
+    def only_predicts(self) -> bool:
+        """Whether this is a prediction of samples from elsewhere, for which the data itself need not be there."""
+        return self.predict is not None and self.trainer is not None and bool(self.trainer.predicting)
 
     def _ranks(self) -> tuple[int, int]:
         """Give this process's number, and how many processes there are."""

@@ -67,11 +67,6 @@ class TableData(RankedData):
         self.parts: dict[str, Batch] = {}
         self._seed = 0
 
-    @property
-    def only_predicts(self) -> bool:
-        """Whether this is a prediction of another file, for which the table itself need not be there."""
-        return self.predict is not None and self.trainer is not None and bool(self.trainer.predicting)
-
     def setup(self, stage: str | None = None) -> None:
         """Read the table and divide its rows.
 
@@ -84,19 +79,19 @@ class TableData(RankedData):
         rows = read_rows(self.table)
         encoding = self.encoding = Encoding.of(rows, self.target, self.kind)
         x, y = torch.from_numpy(encoding.encode(rows)), torch.from_numpy(encoding.targets(rows))
-        for name, chosen in zip(("train", "val", "test"), self._divided(y.numpy()), strict=True):
+        for name, chosen in zip(
+            ("train", "val", "test"), self._divided(y.numpy(), bool(encoding.classes)), strict=True
+        ):
             if not len(chosen):
                 raise UserError(f"{self.table}: {len(y)} rows leave none for {name}: take more, or other shares")
             self.parts[name] = {"x": x[chosen], "y": y[chosen], "indices": torch.from_numpy(chosen)}
         what = f"{len(encoding.classes)} classes" if encoding.classes else "a number"
         log.info("%s: %d rows of %d features, %s to predict", self.table, len(x), x.shape[1], what)
 
-    def _divided(self, y: np.ndarray) -> list[np.ndarray]:
+    def _divided(self, y: np.ndarray, by_class: bool) -> list[np.ndarray]:
         """Numbers of the rows of each part."""
         random = np.random.RandomState(0)  # its streams never change, unlike those of default_rng
-        groups = [np.flatnonzero(y == label) for label in np.unique(y)]
-        if self.encoding is None or not self.encoding.classes:
-            groups = [np.arange(len(y))]
+        groups = [np.flatnonzero(y == label) for label in np.unique(y)] if by_class else [np.arange(len(y))]
         parts: list[list[np.ndarray]] = [[], [], []]
         for group in groups:
             val, test = (round(share * len(group)) for share in self.shares)

@@ -1,7 +1,9 @@
 """What every task does the same way: optimiser, schedule, storable arguments, scores, the check of a checkpoint."""
 
 import copy
+import csv
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +18,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import parameter_groups, summarize
 from sinelr_lightning.tasks.arguments import class_path, differing, kinds, plain
 from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["ExportParts", "Task", "size_figures", "size_words"]
+
+log = logging.getLogger(__name__)
 
 STRIDE = 0x9E3779B97F4A7C15  # odd, and far from any sum of small numbers: no two steps of two seeds meet
 
@@ -134,6 +139,25 @@ class Task(L.LightningModule):
     def predictions(self, name: str) -> Path:
         """Give the place of predictions in the run's folder; all processes must ask together."""
         return Path(self.trainer.log_dir or self.trainer.default_root_dir) / name
+
+    def write_predictions(self, head: list[str], mine: list[list[Any]], what: str) -> None:
+        """Write the rows of all processes, in their order, as predictions.csv; all must ask together.
+
+        Args:
+            head: names of the columns.
+            mine: this process's rows.
+            what: they are of, for the log.
+        """
+        parts, path = self.gathered(mine), self.predictions("predictions.csv")
+        if not self.trainer.is_global_zero:
+            return
+        # Names of files may be any bytes.
+        text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with atomic_path(path) as temporary, temporary.open("w", **text) as file:
+            writer = csv.writer(file)
+            writer.writerow(head)
+            writer.writerows(sorted(row for part in parts for row in part))
+        log.info("predictions of %d %s written to %s", sum(map(len, parts)), what, path)
 
     def gathered(self, mine: Part) -> list[Part]:
         """Give what each process has, in the order of their ranks; all must ask together."""

@@ -1,6 +1,5 @@
 """Image classification: any network by name, with the weights that patterns choose in factorized form."""
 
-import csv
 import logging
 import pickle
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 from sinelr_lightning.datamodules.image_data import ImageData
 from sinelr_lightning.datamodules.loaders import training_inputs
 from sinelr_lightning.errors import UserError, first_line
-from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import Conversion, Dense, LinearFactory, SineLowRank, convert
 from sinelr_lightning.layers.evaluation import evaluating
 from sinelr_lightning.models.networks import image_network
@@ -100,7 +98,6 @@ class ClassificationTask(Task):
         self._wants_trained = pretrained  # weights, until they are here or others have come
         self._data_names: list[str] = []
         self._rows: list[list[Any]] = []
-        self._predictions = Path()
 
     def _make(self, *, trained: bool = False) -> nn.Module:
         """The network, fresh or with the library's weights, converted; with what stays dense in the log."""
@@ -274,8 +271,8 @@ class ClassificationTask(Task):
 
     # -- prediction -------------------------------------------------------------------------------------------------
     def on_predict_start(self) -> None:
-        """Ask for the run's folder."""
-        self._rows, self._predictions = [], self.predictions("predictions.csv")
+        """Begin with none."""
+        self._rows = []
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Note file, class and probability of each image; of the first five guesses with `top5`."""
@@ -289,19 +286,10 @@ class ClassificationTask(Task):
 
     def on_predict_epoch_end(self) -> None:
         """Write the rows of all processes, in the order of the files, as one CSV."""
-        parts = self.gathered(self._rows)
-        if not self.trainer.is_global_zero:
-            return
         head = ["class", "probability"]
         if self.top5:
             head = [f"{name}{number}" for number in range(1, min(5, self.classes) + 1) for name in head]
-        # Names of files may be any bytes.
-        text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-        with atomic_path(self._predictions) as temporary, temporary.open("w", **text) as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", *head])
-            writer.writerows(sorted(row for part in parts for row in part))
-        log.info("predictions of %d images written to %s", sum(map(len, parts)), self._predictions)
+        self.write_predictions(["file", *head], self._rows, "images")
 
     # -- what is said about the run ---------------------------------------------------------------------------------
     def protocol(self) -> dict[str, Any]:

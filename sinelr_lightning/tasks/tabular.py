@@ -1,7 +1,5 @@
 """Classes or numbers from the rows of a table."""
 
-import csv
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,12 @@ from torch import Tensor
 from sinelr_lightning.datamodules.csv_table import Encoding
 from sinelr_lightning.datamodules.table import TableData
 from sinelr_lightning.errors import UserError
-from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import LinearFactory, SineLowRank
 from sinelr_lightning.models.mlp import MLP
 from sinelr_lightning.tasks.base import ExportParts, Task
 from sinelr_lightning.tasks.schedule import Schedule
 
 __all__ = ["TabularTask"]
-
-log = logging.getLogger(__name__)
 
 
 class TabularTask(Task):
@@ -69,7 +64,6 @@ class TabularTask(Task):
         self.network = MLP(features, classes or 1, linear, depth, width, dropout)
         self.encoding: Encoding | None = None
         self._rows: list[list[Any]] = []
-        self._predictions = Path()
 
     # -- the table's form, which a checkpoint carries ----------------------------------------------------------------
     def setup(self, stage: str) -> None:
@@ -160,8 +154,8 @@ class TabularTask(Task):
 
     # -- prediction --------------------------------------------------------------------------------------------------
     def on_predict_start(self) -> None:
-        """Ask for the run's folder."""
-        self._rows, self._predictions = [], self.predictions("predictions.csv")
+        """Begin with none."""
+        self._rows = []
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Note number and prediction of each row; a file's rows are numbered by its lines."""
@@ -177,16 +171,9 @@ class TabularTask(Task):
 
     def on_predict_epoch_end(self) -> None:
         """Write the rows of all processes, in their order, as one CSV."""
-        parts = self.gathered(self._rows)
-        if not self.trainer.is_global_zero:
-            return
         assert self.encoding is not None
         head = ["row", self.encoding.target, *(["probability"] if self.classes else [])]
-        with atomic_path(self._predictions) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(head)
-            writer.writerows(sorted(row for part in parts for row in part))
-        log.info("predictions of %d rows written to %s", sum(map(len, parts)), self._predictions)
+        self.write_predictions(head, self._rows, "rows")
 
     # -- what is said about the run ----------------------------------------------------------------------------------
     def protocol(self) -> dict[str, Any]:
