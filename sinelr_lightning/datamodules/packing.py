@@ -207,6 +207,9 @@ class RowBatches:
 class GroupLoader(EvaluationLoader[Batch]):
     """An `EvaluationLoader` with `size` samples a batch, those of similar lengths together, the longest first.
 
+    All ranks have as many batches, for processes that share a model's weights out run each together. A rank with one
+    fewer has its last a second time; scores are noted by sample, so each still counts once.
+
     Args:
         make: sample numbers → batch.
         lengths: of all samples.
@@ -220,10 +223,12 @@ class GroupLoader(EvaluationLoader[Batch]):
         super().__init__(lambda number: make([self.order[number]]), len(lengths), rank, world)
         self.batches, self.size = make, size
         self.order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+        self.count = -(-len(range(0, len(lengths), world)) // size)  # of batches, of the rank with most samples
 
     def __len__(self) -> int:
-        return -(-len(self.numbers) // self.size)
+        return self.count
 
     def __iter__(self) -> Iterator[Batch]:
         mine = [self.order[number] for number in self.numbers]
-        return (self.batches(mine[begin : begin + self.size]) for begin in range(0, len(mine), self.size))
+        batches = [mine[begin : begin + self.size] for begin in range(0, len(mine), self.size)]
+        return (self.batches(batches[min(number, len(batches) - 1)]) for number in range(self.count))

@@ -130,13 +130,16 @@ def test_a_run_goes_on_in_mid_epoch():
     assert [batch["all"] for batch in islice(resumed, 7)] == expected[5:]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_sample_is_evaluated_once_on_one_rank(world):
+@pytest.mark.parametrize(("world", "repeated"), [(1, 0), (2, 0), (3, 1), (4, 0)])
+def test_each_sample_is_evaluated_on_one_rank_and_all_ranks_have_as_many_batches(world, repeated):
     loaders = [GroupLoader(list, LENGTHS[:11], 3, rank, world) for rank in range(world)]
     made = [list(loader) for loader in loaders]
+    assert {len(loader) for loader in loaders} == {len(mine) for mine in made} == {len(loaders[0])}
+    again = [mine.pop() for mine in made if mine[-1] in mine[:-1]]
+    assert len(again) == repeated
     assert sorted(flat(flat(made))) == list(range(11))
-    for loader, mine in zip(loaders, made, strict=True):
-        assert len(mine) == len(loader) and all(len(batch) <= 3 for batch in mine)
+    for mine in made:
+        assert all(len(batch) <= 3 for batch in mine)
         sizes = [LENGTHS[number] for number in flat(mine)]
         assert sizes == sorted(sizes, reverse=True)
     with pytest.raises(UserError, match="2 samples cannot be evaluated by 3 processes"):
