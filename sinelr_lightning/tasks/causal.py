@@ -13,6 +13,7 @@ from sinelr_lightning.datamodules.language import LanguageData
 from sinelr_lightning.datamodules.text_records import Record
 from sinelr_lightning.datamodules.tokenization import UNTRAINED, Form, bos_before_text, prompt_text, tokenize_records
 from sinelr_lightning.errors import UserError
+from sinelr_lightning.tasks.prompts import answers_after_prompts
 from sinelr_lightning.tasks.segments import needs_mask, segment_mask
 from sinelr_lightning.tasks.text import TextTask
 
@@ -67,16 +68,17 @@ class CausalTask(TextTask):
         return torch.tensor([before + self.tokenizer(text, add_special_tokens=False)["input_ids"]])
 
     # -- training and evaluation -------------------------------------------------------------------------------------
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss of each marked token, in nats [K], and which are marked: bool [B, T − 1], from the second token on."""
+    def forward(self, batch: dict[str, Tensor], prompts: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Loss of each marked token, in nats [K], and which are marked: bool [B, T − 1], from the second token on.
+
+        Args:
+            batch: of the data, or what is left of it after `prompts`.
+            prompts: what the model is told of those, see `answers_after_prompts`.
+        """
         labels = batch["labels"][:, 1:]
         marked = labels != UNTRAINED
-        output = self.network(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=self._attention(batch["segments"]),
-            use_cache=False,
-        )
+        told = prompts or {"attention_mask": self._attention(batch["segments"]), "use_cache": False}
+        output = self.network(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **told)
         logits = output.logits[:, :-1][marked]  # no softmax where nothing is trained
         return F.cross_entropy(logits.float(), labels[marked], reduction="none"), marked
 
@@ -112,7 +114,7 @@ class CausalTask(TextTask):
 
     def score_samples(self, batch: dict[str, Tensor], stage: str) -> None:
         """Note loss and guess of each sample."""
-        losses, marked = self(batch)
+        losses, marked = self(*answers_after_prompts(self.network, batch))
         rows = marked.nonzero()[:, 0]
         sums = torch.zeros(len(marked), dtype=torch.float64, device=losses.device).index_add(0, rows, losses.double())
         table = torch.stack([batch["indices"], batch["choice"], batch["answer"], marked.sum(1)], 1).tolist()

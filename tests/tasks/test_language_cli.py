@@ -33,6 +33,9 @@ def config(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     lines = [{"instruction": f"Name {n}", "output": "the correct answer is " + ["true", "false"][n % 2]}
              for n in range(30)]  # fmt: skip
+    for line in lines[::3]:
+        line["choices"] = ["the correct answer is true", "the correct answer is false"]
+        line["answer"] = line["output"]
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = {
         "trainer": {"accelerator": "cpu", "max_steps": 8, "num_sanity_val_steps": 0, "logger": False},
@@ -47,7 +50,8 @@ def config(base, tmp_path_factory):
         "data": {
             "class_path": "LanguageData",
             "init_args": {
-                "train": str(folder / "train.jsonl"), "max_length": 64, "batch_size": 4, "epoch_steps": 8
+                "train": str(folder / "train.jsonl"), "max_length": 64, "batch_size": 4, "epoch_steps": 8,
+                "validation_share": 1 / 6,  # five samples: one process has a batch more to evaluate than the other
             },
         },
     }  # fmt: skip
