@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="tokens a row at most")
     parser.add_argument("--share", type=float, default=0.02, help="of the training data, for validation")
     parser.add_argument("--answers", default="numbers", choices=["numbers", "texts"], help="of multiple choice")
+    parser.add_argument("--questions", type=int, help="of the test at most, where --answers is texts; all without it")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each on the CPU")
@@ -117,7 +118,7 @@ def read(args: argparse.Namespace) -> Any:
         return LanguageData(**common)
     with tempfile.TemporaryDirectory() as changed:
         if args.answers == "texts":
-            folder = as_texts(folder, Path(changed))
+            folder = as_texts(folder, Path(changed), args.questions)
         data = LanguageData(str(folder / "train.json"), test=str(folder / "test.json"), too_long="drop", **common)
         for split in ("train", "val", "test"):
             data.read_split(split)
@@ -129,8 +130,11 @@ QUESTION = re.compile(
 )
 
 
-def as_texts(folder: Path, out: Path) -> Path:
-    """Write the questions alone, with the answers' texts as choices; those with one text twice are left out."""
+def as_texts(folder: Path, out: Path, questions: int | None) -> Path:
+    """Write the questions alone, with the answers' texts as choices; those with one text twice are left out.
+
+    Of the test, `questions` at most, as many from each part of it.
+    """
     for name in ("train.json", "test.json"):
         records = []
         for item in json.loads((folder / name).read_text()):
@@ -141,6 +145,8 @@ def as_texts(folder: Path, out: Path) -> Path:
             number = int(item["answer"].removeprefix("answer")) - 1
             if len(set(choices)) == len(choices):
                 records.append({"instruction": asked[1], "choices": choices, "answer": number})
+        if name == "test.json" and questions is not None and questions < len(records):
+            records = [records[number * len(records) // questions] for number in range(questions)]
         (out / name).write_text(json.dumps(records))
     return out
 
@@ -198,7 +204,8 @@ def main() -> None:
     args = arguments()
     cases = [(method, rank) for method in args.methods for rank in args.ranks]
     ignored = ("data", "jobs", "lrs", "seeds", "ranks", "methods", "base", "answers")
-    setting = {k: v for k, v in vars(args).items() if k not in ignored} | {"base": Path(args.base).name}
+    setting = {name: value for name, value in vars(args).items() if name not in ignored and value is not None}
+    setting |= {"base": Path(args.base).name}
     name = Path(args.data).name.lower() + ("_texts" if args.answers == "texts" else "")
     sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
