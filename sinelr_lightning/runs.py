@@ -191,6 +191,7 @@ def load_task(checkpoint: str | Path) -> "Task":
     cls = getattr(sys.modules.get(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise UserError(
-            f"{checkpoint} holds the task {path or 'of no name'}, which is not known: import its module first"
+            f"{checkpoint} holds the task {path or 'of no name'}, which is not known: import its module first. "
+            "What is no Task of sinelr_lightning is read by its own class: load_from_checkpoint"
         )
     return cls.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
