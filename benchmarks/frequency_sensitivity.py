@@ -20,13 +20,15 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from small_tasks import TASKS, score, shown
-from sweep import RESULTS, Case, Run, Sweep
+from small_tasks import TASKS, make, score, shown
+from sweep import RESULTS, Case, Run, Sweep, settle
 from timing import markdown
 from torch import Tensor
 
+from sinelr_lightning.analysis.frequency import phase_step
+from sinelr_lightning.analysis.phases import sines
 from sinelr_lightning.files import atomic_path
-from sinelr_lightning.layers import FactorGroup, FactorizedLayer, SineLowRank
+from sinelr_lightning.layers import FactorGroup, FactorizedLayer, LinearFactory, SineLowRank
 from sinelr_lightning.layers.factorization import wide
 from sinelr_lightning.layers.sine_kin import SineKin
 
@@ -104,10 +106,17 @@ def table(sweep: Sweep, task: str, methods: list[str], ranks: list[int], lrs: li
         for method in methods:
             mean, deviation, lr = at_its_best(sweep, (method, rank), lrs)
             name = method if method in VARIANTS else f"{method} rad"
-            rows.append(
-                [str(rank), name, f"{shown(task, mean):.4g} ± {deviation:.2g}", f"{lr:g}", f"{mean - best:+.3g}"]
-            )
-    return markdown(["rank", "phases spread", TASKS[task][2], "best lr", "against the best spread"], rows)
+            rows.append([str(rank), name, f"{shown(task, mean):.4g} ± {deviation:.2g}", f"{lr:g}"])
+            rows[-1] += [moved(task, factory(method, rank), lr), f"{mean - best:+.3g}"]
+    head = ["rank", "phases spread", TASKS[task][2], "best lr", "a step moves them by", "against the best spread"]
+    return markdown(head, rows)
+
+
+def moved(task: str, linear: LinearFactory, lr: float) -> str:
+    """Radians by which one step of Adam moves the phases at first, the median of the layers."""
+    settle(0, "cpu")
+    steps = [phase_step(sine, lr) for _, sine in sines(make(task, linear, lr))]
+    return f"{statistics.median(steps):.2g} rad" if steps else ""
 
 
 def plot(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> None:
