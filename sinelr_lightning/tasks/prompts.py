@@ -31,12 +31,14 @@ def answers_after_prompts(network: Any, batch: Batch) -> tuple[Batch, dict[str, 
     """
     ids, labels, lengths = batch["input_ids"], batch["labels"], (batch["segments"] > 0).sum(1)
     _, sample, rows = torch.unique_consecutive(batch["indices"], return_inverse=True, return_counts=True)
+    if len(rows) == len(ids):
+        return batch, {}
     first = rows.cumsum(0) - rows
     ends = (ids != ids[first][sample]) | (labels != UNTRAINED)
     shared = (ends.cumsum(1) == 0).sum(1)  # tokens that a row begins with as the first of its sample does
     read = torch.full_like(rows, ids.shape[1]).scatter_reduce(0, sample, shared, "amin") - 1
     known, cache = _cache(network)
-    if len(rows) == len(ids) or int(read.min()) < 1 or cache is None:
+    if cache is None or int(read.min()) < 1:
         return batch, {}
     # Padded at the left, so that nothing lies between prompt and answer: a sliding window counts what does.
     prompts, mask, positions = _columns(ids[first], read - int(read.max()), read, int(read.max()))
