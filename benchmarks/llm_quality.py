@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sweep import RESULTS, Case, Run, Sweep, settle, train
+from sweep import RESULTS, Case, Run, Sweep, bare_trainer, settle, train
 from timing import markdown
 
 from sinelr_lightning.layers import LinearFactory, LowRank, SineLowRank
@@ -163,6 +163,17 @@ def run(args: argparse.Namespace, one: Run) -> dict[str, float]:
     return {**scores, **phases(task), "chosen": chosen, "parameters": task.size()["trained_parameters"]}
 
 
+def untrained(args: argparse.Namespace) -> dict[str, float]:
+    """What the base model scores alone: an adapter adds nothing at first."""
+    settle(0, args.device)
+    task, data = make(args, ("LoRA", 1)), read(args)
+    with bare_trainer(0, args.device) as trainer:
+        (figures,) = trainer.validate(task, data, verbose=False)
+        if args.data != "manual":
+            figures |= trainer.test(task, data, verbose=False)[0]
+    return {"loss": figures["val/loss"], "test_acc": figures.get("test/acc", math.nan)}
+
+
 @torch.no_grad()
 def phases(task: torch.nn.Module) -> dict[str, float]:
     """Over the sine adapters of a trained model: spread of the phases in radians, and the largest phase."""
@@ -191,6 +202,9 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
     if args.data != "manual":
         columns = {"test accuracy": ("test_acc", "{:.2%}"), **columns}
     rows = []
+    if before := sweep.report.get("before"):
+        values = [form.format(before[name]) for name, form in columns.values()]
+        rows.append(["before training", "–", "0", *values, "–"])
     for case in cases:
         method, rank = case
         parameters, _ = sweep.mean(case, "parameters")
@@ -208,6 +222,8 @@ def main() -> None:
     setting |= {"base": Path(args.base).name}
     name = Path(args.data).name.lower() + ("_texts" if args.answers == "texts" else "")
     sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
+    if not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
+        sweep.report["before"] = untrained(args)
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     head = (
         f"{name}: {setting['base']}, all linear layers, {args.steps} steps of {args.rows} rows of up to "
