@@ -107,13 +107,21 @@ def table(sweep: Sweep, task: str, methods: list[str], ranks: list[int], lrs: li
             mean, deviation, lr = at_its_best(sweep, (method, rank), lrs)
             name = method if method in VARIANTS else f"{method} rad"
             rows.append([str(rank), name, f"{shown(task, mean):.4g} ± {deviation:.2g}", f"{lr:g}"])
-            rows[-1] += [moved(task, factory(method, rank), lr), f"{mean - best:+.3g}"]
-    head = ["rank", "phases spread", TASKS[task][2], "best lr", "a step moves them by", "against the best spread"]
+            step = "" if method == "ω rising" else moved(task, factory(method, rank), lr)
+            rows[-1] += [step, f"{mean - best:+.3g}"]
+    head = [
+        "rank",
+        "phases spread",
+        TASKS[task][2],
+        "best lr",
+        "moved by a step",
+        "against the best spread",
+    ]
     return markdown(head, rows)
 
 
 def moved(task: str, linear: LinearFactory, lr: float) -> str:
-    """Radians by which one step of Adam moves the phases at first, the median of the layers."""
+    """Radians by which a step of Adam at this rate moves the phases of factors as drawn, the median of the layers."""
     settle(0, "cpu")
     steps = [phase_step(sine, lr) for _, sine in sines(make(task, linear, lr))]
     return f"{statistics.median(steps):.2g} rad" if steps else ""

@@ -64,7 +64,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each on the CPU")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.questions is not None and (args.questions < 1 or args.answers != "texts"):
+        parser.error("--questions is a number from 1 on, and goes with --answers texts")
+    return args
 
 
 def sentences(args: argparse.Namespace) -> bool:
@@ -171,7 +174,8 @@ def untrained(args: argparse.Namespace) -> dict[str, float]:
         (figures,) = trainer.validate(task, data, verbose=False)
         if args.data != "manual":
             figures |= trainer.test(task, data, verbose=False)[0]
-    return {"loss": figures["val/loss"], "test_acc": figures.get("test/acc", math.nan)}
+    scores = {"loss": figures["val/loss"]}
+    return scores if args.data == "manual" else {**scores, "test_acc": figures["test/acc"]}
 
 
 @torch.no_grad()
@@ -224,6 +228,7 @@ def main() -> None:
     sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
     if not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
         sweep.report["before"] = untrained(args)
+        sweep.save()
     sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     head = (
         f"{name}: {setting['base']}, all linear layers, {args.steps} steps of {args.rows} rows of up to "

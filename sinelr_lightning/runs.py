@@ -189,9 +189,11 @@ def load_task(checkpoint: str | Path) -> "Task":
     # Looked up among what is imported, never imported: a checkpoint must not choose what code runs.
     module, _, name = path.rpartition(".")
     cls = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(cls, type) and issubclass(cls, Task)):
+    if not path or (isinstance(cls, type) and not issubclass(cls, Task)):
         raise UserError(
-            f"{checkpoint} holds the task {path or 'of no name'}, which is not known: import its module first. "
-            "What is no Task of sinelr_lightning is read by its own class: load_from_checkpoint"
+            f"{checkpoint} holds {path or 'a model'}, which is no task of sinelr_lightning: load it by its class's "
+            "load_from_checkpoint"
         )
+    if not isinstance(cls, type):
+        raise UserError(f"{checkpoint} holds the task {path}, which is not known: import its module first")
     return cls.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()

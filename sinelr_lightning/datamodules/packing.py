@@ -207,8 +207,8 @@ class RowBatches:
 class GroupLoader(EvaluationLoader[Batch]):
     """An `EvaluationLoader` with `size` samples a batch, those of similar lengths together, the longest first.
 
-    All ranks have as many batches, for processes that share a model's weights out run each together. A rank with one
-    fewer has its last a second time; scores are noted by sample, so each still counts once.
+    All ranks have equally many batches, for processes that share a model's weights out run each together. A rank with
+    one fewer has its last a second time; scores are noted by sample, so each still counts once.
 
     Args:
         make: sample numbers → batch.

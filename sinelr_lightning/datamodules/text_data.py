@@ -23,7 +23,7 @@ class TextData(RankedData, ABC):
     task hands in its tokenizer by `use_tokenizer`, after `setup` and before it asks for a loader.
 
     Training goes through the data in a fresh random order each epoch; batch i follows from the seed and i alone.
-    Every held-out sample is evaluated exactly once, on one rank.
+    Every held-out sample counts once, on one rank.
     """
 
     def __init__(
@@ -192,11 +192,11 @@ class TextData(RankedData, ABC):
         return StepLoader(make, self.epoch_steps or make.epoch_steps)
 
     def val_dataloader(self) -> GroupLoader:
-        """The validation samples, each once."""
+        """The validation samples."""
         return self._held_out("val")
 
     def test_dataloader(self) -> GroupLoader:
-        """The test samples, each once."""
+        """The test samples."""
         return self._held_out("val" if self.test is None else "test")
 
     def _held_out(self, split: str) -> GroupLoader:

@@ -1,7 +1,6 @@
 """Several answers to one prompt: the prompt is read once, and each answer goes on from there."""
 
 import inspect
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,30 +19,33 @@ def answers_after_prompts(network: Any, batch: Batch) -> tuple[Batch, dict[str, 
 
     Args:
         network: a causal language model of transformers, or one of PEFT.
-        batch: one sample a row, padded at the right, with `indices`; rows of one sample stand next to each other.
+        batch: not packed, padded at the right, with `indices`; the rows of a sample, one for each of its answers,
+            stand next to each other.
 
     Returns:
-        `input_ids`, `labels` and `position_ids` of the rest of the rows [B, C]; and what the model takes beside them:
-        the cache that holds the prompt of each row, and the `attention_mask` of prompts and rest [B, P + C]. The
-        batch as it is, and nothing, where each sample has one row, some begin with nothing in common, the model
-        keeps other things than keys and values of each token, or processes share its weights out, which have to run
-        it equally often.
+        `input_ids`, `labels` and `position_ids` of the rest of the rows, [B, C] with C of the longest; and what the
+        model takes beside them: the cache that holds the prompt of each row, and the `attention_mask`, [B, P + C]
+        with P of the longest prompt. The batch as it is, and nothing, where each sample has one row, some begin with
+        nothing in common, or the model cannot go on from a prompt (`_goes_on`).
     """
     ids, labels, lengths = batch["input_ids"], batch["labels"], (batch["segments"] > 0).sum(1)
     _, sample, rows = torch.unique_consecutive(batch["indices"], return_inverse=True, return_counts=True)
-    if len(rows) == len(ids):
+    if len(rows) == len(ids) or not _goes_on(network):
         return batch, {}
     first = rows.cumsum(0) - rows
     ends = (ids != ids[first][sample]) | (labels != UNTRAINED)
     shared = (ends.cumsum(1) == 0).sum(1)  # tokens that a row begins with as the first of its sample does
     read = torch.full_like(rows, ids.shape[1]).scatter_reduce(0, sample, shared, "amin") - 1
-    known, cache = _cache(network)
-    if cache is None or int(read.min()) < 1:
+    if int(read.min()) < 1:
         return batch, {}
-    # Padded at the left, so that nothing lies between prompt and answer: a sliding window counts what does.
-    prompts, mask, positions = _columns(ids[first], read - int(read.max()), read, int(read.max()))
+    from transformers import DynamicCache
+
+    model = _bare(network)
+    known, cache = inspect.signature(model.forward).parameters, DynamicCache(config=model.config)
     told = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
     few = {"logits_to_keep": 1} if "logits_to_keep" in known else {}  # none of them is looked at
+    # Padded at the left, so that nothing lies between prompt and answer: a sliding window counts what does.
+    prompts, mask, positions = _columns(ids[first], read - int(read.max()), read, int(read.max()))
     network(input_ids=prompts, attention_mask=mask, position_ids=positions, **told, **few)
     cache.batch_select_indices(sample)
     begin = read[sample]
@@ -53,17 +55,32 @@ def answers_after_prompts(network: Any, batch: Batch) -> tuple[Batch, dict[str, 
     return rest, {"attention_mask": torch.cat([mask[sample], marks], 1), **told}
 
 
-def _cache(network: Any) -> tuple[Collection[str], Any]:
-    """The arguments that the model takes, and a cache of keys and values, or None where it can have none here."""
-    from torch.distributed.fsdp import FSDPModule
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+def _goes_on(network: Any) -> bool:
+    """Whether a model gives the same from a prompt's keys and values on as from the whole row.
 
-    model = network.get_base_model() if hasattr(network, "get_base_model") else network
-    known = inspect.signature(model.forward).parameters
-    cache = DynamicCache(config=model.config)
-    tokens = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    takes = not known.keys().isdisjoint(("cache", "past_key_values")) and not isinstance(model, FSDPModule)
-    return known, cache if tokens and takes else None
+    It must use transformers' own attention and masks and take positions; keep nothing but keys and values; turn them
+    by frequencies that do not depend on the row's length; and not be shared out over processes (FSDP2), which have
+    to run it equally often.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    model = _bare(network)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    turned = str(getattr(config, "rope_parameters", None))  # of all layers, or of each kind of layer
+    return (
+        getattr(model, "_supports_attention_backend", False)
+        and "position_ids" in inspect.signature(model.forward).parameters
+        and not getattr(model, "_is_stateful", False)
+        and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+        and not any(kind in turned for kind in ("longrope", "dynamic"))
+        and not any(isinstance(module, FSDPModule) for module in network.modules())
+    )
+
+
+def _bare(network: Any) -> Any:
+    """The model without what PEFT has put around it."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def _columns(ids: Tensor, begin: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -151,7 +151,10 @@ def test_a_lightning_module_is_resumed(mine, home, capsys):
     assert (home / "runs" / "mine" / "version_0" / "checkpoints" / "last.ckpt").is_file()
     assert "held_out" in (home / "runs" / "mine" / "version_0" / "metrics.json").read_text()
     assert main(["export", "--ckpt_path", "runs/mine"]) == 2
-    assert "is read by its own class: load_from_checkpoint" in capsys.readouterr().err
+    assert (
+        "holds a model, which is no task of sinelr_lightning: load it by its class's load_from"
+        in capsys.readouterr().err
+    )
     assert main(["fit", "--config", "mine.yaml", "--model.layer=Dense"]) == 2
     assert "Net has no key 'layer', did you mean layers" in capsys.readouterr().err
 
