@@ -109,22 +109,15 @@ def table(sweep: Sweep, task: str, methods: list[str], ranks: list[int], lrs: li
             rows.append([str(rank), name, f"{shown(task, mean):.4g} ± {deviation:.2g}", f"{lr:g}"])
             step = "" if method == "ω rising" else moved(task, factory(method, rank), lr)
             rows[-1] += [step, f"{mean - best:+.3g}"]
-    head = [
-        "rank",
-        "phases spread",
-        TASKS[task][2],
-        "best lr",
-        "moved by a step",
-        "against the best spread",
-    ]
+    head = ["rank", "phases spread", TASKS[task][2], "best lr", "moved by a step", "against the best spread"]
     return markdown(head, rows)
 
 
 def moved(task: str, linear: LinearFactory, lr: float) -> str:
     """Radians by which a step of Adam at this rate moves the phases of factors as drawn, the median of the layers."""
     settle(0, "cpu")
-    steps = [phase_step(sine, lr) for _, sine in sines(make(task, linear, lr))]
-    return f"{statistics.median(steps):.2g} rad" if steps else ""
+    step = statistics.median(phase_step(sine, lr) for _, sine in sines(make(task, linear, lr)))
+    return f"{step:.2g} rad"
 
 
 def plot(sweep: Sweep, task: str, ranks: list[int], lrs: list[float]) -> None:

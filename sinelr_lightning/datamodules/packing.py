@@ -223,7 +223,7 @@ class GroupLoader(EvaluationLoader[Batch]):
         super().__init__(lambda number: make([self.order[number]]), len(lengths), rank, world)
         self.batches, self.size = make, size
         self.order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-        self.count = -(-len(range(0, len(lengths), world)) // size)  # of batches, of the rank with most samples
+        self.count = -(-len(lengths) // (world * size))  # of batches, as the rank with most samples needs
 
     def __len__(self) -> int:
         return self.count

@@ -1,6 +1,7 @@
 """Several answers to one prompt: the prompt is read once, and each answer goes on from there."""
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,7 +31,11 @@ def answers_after_prompts(network: Any, batch: Batch) -> tuple[Batch, dict[str, 
     """
     ids, labels, lengths = batch["input_ids"], batch["labels"], (batch["segments"] > 0).sum(1)
     _, sample, rows = torch.unique_consecutive(batch["indices"], return_inverse=True, return_counts=True)
-    if len(rows) == len(ids) or not _goes_on(network):
+    if len(rows) == len(ids):
+        return batch, {}
+    model = network.get_base_model() if hasattr(network, "get_base_model") else network
+    known = inspect.signature(model.forward).parameters
+    if not _goes_on(model, known):
         return batch, {}
     first = rows.cumsum(0) - rows
     ends = (ids != ids[first][sample]) | (labels != UNTRAINED)
@@ -40,8 +45,7 @@ def answers_after_prompts(network: Any, batch: Batch) -> tuple[Batch, dict[str, 
         return batch, {}
     from transformers import DynamicCache
 
-    model = _bare(network)
-    known, cache = inspect.signature(model.forward).parameters, DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config)
     told = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
     few = {"logits_to_keep": 1} if "logits_to_keep" in known else {}  # none of them is looked at
     # Padded at the left, so that nothing lies between prompt and answer: a sliding window counts what does.
@@ -55,32 +59,30 @@ def answers_after_prompts(network: Any, batch: Batch) -> tuple[Batch, dict[str, 
     return rest, {"attention_mask": torch.cat([mask[sample], marks], 1), **told}
 
 
-def _goes_on(network: Any) -> bool:
+def _goes_on(model: Any, known: Collection[str]) -> bool:
     """Whether a model gives the same from a prompt's keys and values on as from the whole row.
 
     It must use transformers' own attention and masks and take positions; keep nothing but keys and values; turn them
     by frequencies that do not depend on the row's length; and not be shared out over processes (FSDP2), which have
     to run it equally often.
+
+    Args:
+        model: of transformers.
+        known: names of the arguments that it takes.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    model = _bare(network)
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     turned = str(getattr(config, "rope_parameters", None))  # of all layers, or of each kind of layer
     return (
         getattr(model, "_supports_attention_backend", False)
-        and "position_ids" in inspect.signature(model.forward).parameters
+        and "position_ids" in known
         and not getattr(model, "_is_stateful", False)
         and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
         and not any(kind in turned for kind in ("longrope", "dynamic"))
-        and not any(isinstance(module, FSDPModule) for module in network.modules())
+        and not any(isinstance(module, FSDPModule) for module in model.modules())
     )
-
-
-def _bare(network: Any) -> Any:
-    """The model without what PEFT has put around it."""
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def _columns(ids: Tensor, begin: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

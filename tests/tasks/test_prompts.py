@@ -39,16 +39,11 @@ def model(kind):
 
 
 class Scored(LanguageTask):
-    """The losses alone, of any model."""
+    """The losses of any model, without a base to load."""
 
     def __init__(self, network):
         torch.nn.Module.__init__(self)
         self.network = network
-
-    def losses(self, batch, *prompts):
-        losses, marked = self(batch, *prompts)
-        rows = marked.nonzero()[:, 0]
-        return torch.zeros(len(marked)).index_add(0, rows, losses)
 
 
 def question(number, prompt, answers):
@@ -77,7 +72,7 @@ def test_what_follows_a_prompt_that_is_read_once_has_the_losses_of_whole_rows(ki
     whole = batch((9, (2, 4, 1)), (4, (1, 3)), (12, (5, 5, 2, 1)), (6, (3,)))
     rest, prompts = answers_after_prompts(task.network, whole)
     assert rest["input_ids"].shape == (10, 6) and prompts["attention_mask"].shape == (10, 11 + 6)
-    torch.testing.assert_close(task.losses(rest, prompts), task.losses(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(task(rest, prompts)[0], task(whole)[0], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -87,7 +82,7 @@ def test_answers_that_begin_alike_are_told_apart():
     whole["labels"][:, 5:7] = whole["input_ids"][0, 5:7]
     rest, prompts = answers_after_prompts(task.network, whole)
     assert (rest["labels"] != UNTRAINED).sum(1).tolist() == [3, 3, 3]
-    torch.testing.assert_close(task.losses(rest, prompts), task.losses(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(task(rest, prompts)[0], task(whole)[0], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
