@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from toy_runs import TOY
 
 torch.set_num_threads(1)
 
@@ -25,3 +26,11 @@ def clean_global_state():
     torch.set_default_dtype(dtype)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder with toy.yaml in it, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(TOY)
+    return tmp_path

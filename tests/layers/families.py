@@ -108,3 +108,8 @@ def strained(family: Factorization) -> Factorization:
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     return ((value.double() - reference).norm() / reference.norm().clamp_min(1e-30)).item()
+
+
+def inputs(rows: int, n: int) -> Tensor:
+    """Inputs that are far larger in some directions than in others."""
+    return torch.randn(rows, n) * torch.logspace(0, -2, n)
