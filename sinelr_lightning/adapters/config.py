@@ -63,6 +63,8 @@ class FactorizedLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.factorization_args, dict):
+            raise ValueError(f"factorization_args must be a dictionary, got {self.factorization_args!r}")
         if self.init_lora_weights not in (True, False, "gaussian"):
             raise ValueError(
                 f'init_lora_weights={self.init_lora_weights!r} fits a plain B·A alone; take True, False or "gaussian"'
@@ -72,7 +74,9 @@ class FactorizedLoraConfig(LoraConfig):
         for name, neutral in UNSUPPORTED.items():
             if getattr(self, name, neutral) not in (neutral, []):
                 raise ValueError(f"{name} cannot be combined with {type(self).__name__}: it changes what B·A means")
-        for rank in (self.r, *(self.rank_pattern or {}).values()):
+        for name, rank in {"r": self.r, **(self.rank_pattern or {})}.items():
+            if not isinstance(rank, int) or isinstance(rank, bool):
+                raise ValueError(f"a rank must be a whole number from 1 on, got {rank!r} for {name}")
             family = self.family(rank)
             for start in ("balanced", "spectral"):
                 if getattr(family, start, False):
@@ -99,8 +103,14 @@ class FactorizedLoraConfig(LoraConfig):
         return self.factorization_args
 
     def to_dict(self) -> dict[str, Any]:
-        """As `LoraConfig`, under the type that only this package can load."""
-        return {**super().to_dict(), "peft_type": type(self).__name__.removesuffix("Config").upper()}
+        """As `LoraConfig`, under the type that only this package can load, and with lora_alpha as alpha.
+
+        Servers of LoRA that do not look at the type (vLLM, llama.cpp's converter) ask for lora_alpha: they stop
+        instead of serving B·A.
+        """
+        fields = super().to_dict()
+        fields["alpha"] = fields.pop("lora_alpha")
+        return {**fields, "peft_type": type(self).__name__.removesuffix("Config").upper()}
 
 
 @dataclass
@@ -144,8 +154,15 @@ class SineLoraConfig(FactorizedLoraConfig):
             raise ValueError("use_sinelora=False is plain LoRA: take peft.LoraConfig")
         if self.factorization != "SineLowRank":
             raise ValueError("a SineLoraConfig is a sine: FactorizedLoraConfig takes factorization")
+        for name in ("frequency", "gain"):
+            if name in (self.factorization_args or {}):
+                raise ValueError(f"factorization_args: {name} is a field of SineLoraConfig's own, give {name}=…")
         self.frequency = _one("frequency", "auto", self.frequency, sinelora_frequency=sinelora_frequency, freq=freq)
         self.gain = _one("gain", None, self.gain, sinelora_scaling=sinelora_scaling, s=s)
+        for name, default in (("frequency", '"auto"'), ("gain", "None")):
+            value = getattr(self, name)
+            if str(value) != default.strip('"') and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{name} must be a positive number or {default}, got {value!r}")
         super().__post_init__()
 
     def _arguments(self) -> dict[str, Any]:

@@ -177,7 +177,8 @@ def upgrade(layer: Any, name: str) -> Any:
     """A LoRA layer of PEFT's as one that can hold our adapters too, with all that it holds; it takes its place.
 
     Raises:
-        ValueError: PEFT has such a layer, we do not; or a convolution has groups.
+        ValueError: PEFT has such a layer, we do not; a convolution has groups; or the layer's `forward` was replaced,
+            which would go on calling the layer that is replaced here.
     """
     if isinstance(layer, FactorizedLoraLayer):
         return layer
@@ -187,6 +188,11 @@ def upgrade(layer: Any, name: str) -> Any:
     groups = getattr(layer.get_base_layer(), "groups", 1)
     if groups > 1:
         raise ValueError(f"{name}: a convolution of {groups} groups takes no factorized adapter")
+    if "forward" in vars(layer):
+        raise ValueError(
+            f"{name}: the forward of this layer was replaced, as accelerate's hooks do: remove them "
+            "(accelerate.hooks.remove_hook_from_submodules) before a factorized adapter is added"
+        )
     kind = UPGRADES[type(layer)]
     upgraded = kind.__new__(kind)
     vars(upgraded).update(vars(layer))

@@ -199,6 +199,7 @@ class FactorizedLoraLayer(LoraLayer):
 
     # -- one product -------------------------------------------------------------------------------------------------
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check_at_hand(x)
         adapter = None if args or kwargs else self._only_adapter()
         if adapter is None:
             return super().forward(x, *args, **kwargs)  # ty: ignore[missing-attribute]
@@ -207,6 +208,15 @@ class FactorizedLoraLayer(LoraLayer):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._once(adapter, x, bias, magnitude)
         return self.multiply(x, self._served(adapter, x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def _check_at_hand(self, x: Tensor) -> None:
+        """Refuse factors that are kept elsewhere: accelerate brings them for a module's call, and we call none."""
+        for name in self.active_adapters:
+            if self.ours(name) and any(factor.is_meta for factor in self.factors(name)) and not x.is_meta:
+                raise RuntimeError(
+                    f"the factors of adapter {name} are offloaded (on the meta device), which a factorized adapter "
+                    "cannot be: merge it before the model is offloaded, or keep the adapter's modules on a device"
+                )
 
     def _once(self, adapter: str, x: Tensor, bias: Tensor | None, magnitude: Tensor | None) -> Tensor:
         base, scale, factors = self.base_matrix(), self.scaling[adapter], self.factors(adapter)

@@ -1,9 +1,12 @@
 """PEFT's LoRA model, which builds our layers for our configurations and its own for plain ones."""
 
 import logging
+import re
+import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,9 +38,14 @@ class FactorizedLoraModel(LoraModel):
         config = self.peft_config[adapter_name]
         if isinstance(config, FactorizedLoraConfig):
             _check_name(adapter_name, self.prefix)
-            if isinstance(config.target_modules, list | set) and kwargs.get("state_dict") is None:
+            if config.target_modules and kwargs.get("state_dict") is None:
                 check_patterns(model, config.target_modules, "target_modules")
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            if isinstance(config, FactorizedLoraConfig):
+                _take_out(model, adapter_name)
+            raise
 
     @staticmethod
     def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
@@ -90,12 +98,15 @@ class FactorizedLoraModel(LoraModel):
         """
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         if isinstance(config, FactorizedLoraConfig):
-            _check_entries(model.state_dict(), remapped, cls.prefix, adapter_name)
+            here = model.state_dict()
+            wanted = _own_entries(here, cls.prefix, adapter_name)
+            wanted |= cls._get_learnable_bias_state_dict(model, here, config).keys()
+            _check_entries(here, wanted, remapped, adapter_name)
         return remapped
 
     # -- merging -----------------------------------------------------------------------------------------------------
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As PEFT does. For our adapters tied weights are untied before, and what rounding cost is logged after."""
+        """As PEFT does. For our adapters tied weights are untied before, and what rounding cost is printed after."""
         with self._merging(adapter_names):
             super().merge_adapter(adapter_names, safe_merge)
 
@@ -131,7 +142,7 @@ class FactorizedLoraModel(LoraModel):
         lines = [f"weights differ by at most {max(rounding):.1e} from the exact ones"] if rounding else []
         if before is not None and after is not None:
             lines.append(f"logits, up to {before.abs().max():.2g}, by at most {(after - before).abs().max():.1e}")
-        log.info("merged %s: %s", ", ".join(names), "; ".join(lines) or "nothing to compare")
+        sys.stderr.write(f"merged {', '.join(names)}: {'; '.join(lines) or 'nothing to compare'}\n")
 
 
 def probe_tokens(vocabulary: int) -> Tensor:
@@ -147,28 +158,50 @@ def _check_name(name: str, prefix: str) -> None:
         )
 
 
-def check_patterns(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
-    """See to it that each pattern is the end of some module's name.
+def check_patterns(model: nn.Module, patterns: str | Iterable[str], setting: str) -> None:
+    """See to it that each pattern is the end of some module's name, or a single text an expression of a whole one.
 
     Raises:
         ValueError: one is not; names near it, and those of linear layers.
     """
     names = [name.replace(".base_layer", "") for name, _ in model.named_modules() if name]
+    ends = "ends in"
+    if isinstance(patterns, str):
+        try:
+            if patterns == "all-linear" or any(re.fullmatch(patterns, name) for name in names):
+                return
+        except re.error as error:
+            raise ValueError(f"{setting}: {patterns!r} is no regular expression: {error}") from error
+        ends, patterns = "matches", [patterns]
+    else:
+        patterns = [p for p in map(str, patterns) if not any(n == p or n.endswith(f".{p}") for n in names)]
     for pattern in patterns:
-        if any(name == pattern or name.endswith(f".{pattern}") for name in names):
-            continue
         endings = {".".join(name.split(".")[-1 - pattern.count(".") :]) for name in names}
         near = get_close_matches(pattern, endings, cutoff=0.4)
         linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         raise ValueError(
-            f"{setting}: no module's name ends in {pattern!r}; near it are {', '.join(near) or 'none'}; "
+            f"{setting}: no module's name {ends} {pattern!r}; near it are {', '.join(near) or 'none'}; "
             f"linear layers here end in {', '.join(sorted(linear)[:12]) or 'nothing: there are none'}"
         )
 
 
-def _check_entries(here: dict[str, Tensor], given: dict[str, Tensor], prefix: str, adapter: str) -> None:
+def _take_out(model: nn.Module, adapter: str) -> None:
+    """Remove what an injection that failed has left, so that the model is as it was."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.delete_adapter(adapter)
+            if not layer.scaling:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def _own_entries(here: dict[str, Tensor], prefix: str, adapter: str) -> set[str]:
+    """Keys of the adapter's entries: its name stands behind a part of the key that begins with the prefix."""
+    return {key for key in here if any(a.startswith(prefix) and b == adapter for a, b in pairwise(key.split(".")))}
+
+
+def _check_entries(here: dict[str, Tensor], wanted: set[str], given: dict[str, Tensor], adapter: str) -> None:
     """Compare what was given with the adapter's own entries of the model."""
-    wanted = {key for key in here if prefix in key and adapter in key.split(".")}
     missing, unexpected = sorted(wanted - given.keys()), sorted(given.keys() - here.keys())
     if missing or unexpected:
         parts = [
@@ -209,8 +242,8 @@ def _probe(model: nn.Module) -> Tensor | None:
         return None
     if model.config.is_encoder_decoder:
         return None
-    tokens = probe_tokens(model.config.get_text_config().vocab_size).to(model.device)
     try:
+        tokens = probe_tokens(model.config.get_text_config().vocab_size).to(model.device)
         with evaluating(model), torch.enable_grad():  # with gradients no layer keeps its whole weight
             return model(input_ids=tokens)[0].detach().float()
     except Exception as error:  # noqa: BLE001  (whatever such a model misses, it can be merged)

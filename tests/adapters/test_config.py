@@ -68,6 +68,13 @@ def test_defaults():
             ({"init_lora_weights": name}, f"init_lora_weights='{name}' fits a plain B·A alone")
             for name in ("pissa", "olora", "orthogonal", "eva", "corda", "pissa_niter_4")
         ],
+        ({"factorization_args": {"gain": 2.0}}, "factorization_args: gain is a field of SineLoraConfig's own"),
+        ({"factorization_args": None}, "factorization_args must be a dictionary, got None"),
+        ({"frequency": None}, "frequency must be a positive number or \"auto\", got None"),
+        ({"frequency": True}, "frequency must be a positive number or \"auto\", got True"),
+        ({"gain": "x"}, "gain must be a positive number or None, got 'x'"),
+        ({"r": 2.5}, "a rank must be a whole number from 1 on, got 2.5 for r"),
+        ({"rank_pattern": {"q_proj": "3"}}, "a rank must be a whole number from 1 on, got '3' for q_proj"),
         ({"target_parameters": ["weight"]}, "target_parameters cannot be combined with SineLoraConfig"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens cannot be combined"),
     ],
@@ -122,6 +129,8 @@ def test_written_and_read(kind: str, tmp_path):
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["peft_type"] == kind  # only this package can load it
+    assert written["alpha"] == config.lora_alpha
+    assert "lora_alpha" not in written  # what servers that do not look at the type ask for
     assert not {"freq", "s", "use_sinelora", "sinelora_frequency", "sinelora_scaling"} & written.keys()
     for reader in (type(config), LoraConfig, PeftConfig):
         read = reader.from_pretrained(tmp_path)
