@@ -25,11 +25,12 @@ LARGEST_ROUNDING = 0.25  # rad
 
 
 class PhaseMonitor(L.Callback):
-    """Logs what the phases ω·U·Vᵀ of each sine layer come to, and says once where its frequency cannot be right.
+    """Logs what the phases ω·U·Vᵀ of each sine layer come to, and says where its frequency cannot be right.
 
     Curves, by layer: `phases/spread` (radians), `phases/beyond` (share beyond half a period), `phases/stable_rank`,
     `phases/columns` (r of the thin form, where there is one), `phases/rounding` (radians, of factors in bfloat16) and
-    `phases/gradient_to_weight` (‖∂L/∂U‖/‖U‖ and so for V, their geometric mean).
+    `phases/gradient_to_weight` (‖∂L/∂U‖/‖U‖ and so for V, their geometric mean). Each kind of warning comes once, at
+    the first look after the first step that calls for it, or at the end of the training.
 
     Args:
         every: steps between two looks. A look forms each weight once and multiplies with it forty times.
@@ -42,16 +43,13 @@ class PhaseMonitor(L.Callback):
         if every < 1:
             raise UserError(f"every must be at least 1 step, got {every}")
         self.every = every
-        self._warned = False
+        self._told: set[str] = set()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """Look when it is time."""
         if trainer.global_step % self.every:
             return
-        found = [(name, sine, _gathered(sine)) for name, sine in sines(pl_module)]  # by all processes together
-        if not trainer.is_global_zero:
-            return
-        looks = [(name, sine, phase_statistics(whole)) for name, sine, whole in found]
+        looks = self._looks(trainer, pl_module)
         figures = {
             f"phases/{kind}/{name}": value
             for name, sine, statistics in looks
@@ -60,9 +58,25 @@ class PhaseMonitor(L.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
-        if trainer.global_step and not self._warned:
-            self._warned = True
-            for line in _warnings(looks):
+        if trainer.global_step:
+            self._warn(looks)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look once more: a short run has had no look since its start."""
+        self._warn(self._looks(trainer, pl_module))
+
+    @staticmethod
+    def _looks(trainer: L.Trainer, pl_module: L.LightningModule) -> list[tuple[str, Sine, PhaseStatistics]]:
+        """What each layer comes to; nothing but on the first process."""
+        found = [(name, sine, _gathered(sine)) for name, sine in sines(pl_module)]  # by all processes together
+        if not trainer.is_global_zero:
+            return []
+        return [(name, sine, phase_statistics(whole)) for name, sine, whole in found]
+
+    def _warn(self, looks: Sequence[tuple[str, Sine, PhaseStatistics]]) -> None:
+        for kind, line in _warnings(looks).items():
+            if kind not in self._told:
+                self._told.add(kind)
                 log.warning(line)
 
 
@@ -84,30 +98,31 @@ def _gradient_to_weight(sine: Sine) -> float | None:
     return math.sqrt(math.prod(ratios)) if len(ratios) == 2 else None
 
 
-def _warnings(looks: Sequence[tuple[str, Sine, PhaseStatistics]]) -> list[str]:
-    lines = []
+def _warnings(looks: Sequence[tuple[str, Sine, PhaseStatistics]]) -> dict[str, str]:
+    """What there is to warn of, by kind."""
+    lines = {}
     low = [look for look in looks if look[2].spread < LEAST_SPREAD]
     layers, adapters = [look for look in low if not look[1].adapter], [look for look in low if look[1].adapter]
     if layers:
         name, sine, statistics = min(layers, key=lambda look: look[2].spread)
         omega = sine.omega * USUAL_SPREAD / max(statistics.spread, 1e-9)
-        lines.append(
+        lines["low rank"] = (
             f"{_named(name, layers)}: phases spread {statistics.spread:.2g} rad: only low rank; raise the frequency "
-            f"from {sine.omega:.0f} to about {omega:.0f}"
+            f"from {sine.omega:.3g} to about {omega:.3g}"
         )
     if adapters:
         name, sine, statistics = max(adapters, key=lambda look: look[2].spread)
-        lines.append(
+        lines["low-rank updates"] = (
             f"{_named(name, adapters)}: phases spread {statistics.spread:.2g} rad: so far these are low-rank updates"
         )
     noisy = [look for look in looks if _half(look[1]) and look[2].rounding > LARGEST_ROUNDING]
     if noisy:
         name, sine, statistics = max(noisy, key=lambda look: look[2].rounding)
         kind = str(sine.u.dtype).removeprefix("torch.")
-        lines.append(
+        lines["noise"] = (
             f"{_named(name, noisy)}: phases spread {statistics.spread:.0f} rad: noise in {kind}, whose rounding "
             f"moves them by {statistics.rounding:.2g} rad; keep the factors in float32 or lower the frequency from "
-            f"{sine.omega:.0f} to about {sine.omega * LARGEST_ROUNDING / statistics.rounding:.0f}"
+            f"{sine.omega:.3g} to about {sine.omega * LARGEST_ROUNDING / statistics.rounding:.3g}"
         )
     return lines
 

@@ -51,8 +51,8 @@ def rank(
 
     Args:
         shape: Size of one weight, outputs × inputs: 768x3072.
-        model: A model whose linear layers would become sines: a name of torchvision, timm/NAME, or a Hugging Face
-            folder or name.
+        model: A model whose layers would become sines, those that `convert` takes: a name of torchvision, timm/NAME,
+            or a Hugging Face folder or name.
         ckpt_path: A checkpoint or a run folder with trained sine layers or adapters; last or best for the newest run.
         rank: Rank k of the sines that shape and model are looked at with.
         phase_spread: Radians that the recommended frequency spreads the phases by.
@@ -64,7 +64,7 @@ def rank(
         raise UserError("give one of --shape 768x3072, --model NAME and --ckpt_path RUN")
     if rank < 1 or not phase_spread > 0:
         raise UserError(f"rank must be at least 1 and phase_spread positive, got {rank} and {phase_spread}")
-    if frequencies is not None and not (frequencies and all(omega > 0 for omega in frequencies)):
+    if frequencies is not None and not (frequencies and all(0 < omega < float("inf") for omega in frequencies)):
         raise UserError(f"frequencies must be positive numbers, got {frequencies}")
     if Path(out).suffix.lower() != ".png":
         raise UserError(f"{out}: the curves are written as .png")
@@ -102,16 +102,19 @@ def _fresh(name: str, m: int, n: int, rank: int) -> Layer:
 
 
 def _of_model(name: str, rank: int) -> list[Layer]:
-    """One sine for each size among the linear layers."""
-    from torch import nn
+    """One sine for each size among the weights that `convert` takes."""
+    from sinelr_lightning.layers import SineLowRank
+    from sinelr_lightning.layers.sites import find_sites
 
-    shapes: dict[tuple[int, int], list[str]] = {}
-    for path, module in _loaded(name).named_modules():
-        if isinstance(module, nn.Linear) and min(module.weight.shape) > rank:
-            shapes.setdefault((module.out_features, module.in_features), []).append(path)
+    shapes: dict[tuple[int, int], set[str]] = {}
+    for site in find_sites(_loaded(name), SineLowRank(rank)).values():
+        if site.refusal() is None:
+            for matrix in site.matrices.values():
+                m, n = matrix.weight.shape
+                shapes.setdefault((m, n), set()).add(matrix.name)  # a shared module has several names, and one matrix
     if not shapes:
-        raise UserError(f"model {name} has no linear layer with more than {rank} inputs and outputs")
-    return [replace(_fresh(paths[0], *shape, rank), alike=len(paths)) for shape, paths in sorted(shapes.items())]
+        raise UserError(f"model {name} has no layer that a sine of rank {rank} would make smaller")
+    return [replace(_fresh(min(names), *shape, rank), alike=len(names)) for shape, names in sorted(shapes.items())]
 
 
 def _loaded(name: str) -> Any:
@@ -170,16 +173,17 @@ def _report(
         for point in curves.get(layer.name) or measure(layer.sine, [layer.sine.omega]):
             table.add_row(*_cells(point))
     else:
-        table = Table(Column("layer", overflow="fold"), "size", *figures)
+        table = Table(Column("layer", overflow="fold"), "size", *figures, padding=0)  # 80 columns must do
         for layer in layers:
-            (now,) = measure(layer.sine, [layer.sine.omega])
-            table.add_row(_name(layer), layer.size, *_cells(now))
+            for point in measure(layer.sine, sorted(frequencies or [layer.sine.omega])):
+                table.add_row(_short(layer), layer.size, *_cells(point))
     console.print(table)
     for layer in layers:
         console.print(_advice(layer, best[layer.name], spread))
     if curves:
         _draw(layers, curves, best, out)
-        console.print(f"curves in {out}")
+        some = f" of the first {CURVES} layers" if len(layers) > CURVES else ""
+        console.print(f"curves{some} in {out}")
     if logdir is not None:
         _log(curves, logdir)
         console.print(f"tensorboard --logdir {logdir}")
@@ -187,6 +191,11 @@ def _report(
 
 def _name(layer: Layer) -> str:
     return layer.name if layer.alike == 1 else f"{layer.name} (and {layer.alike - 1} more)"
+
+
+def _short(layer: Layer) -> str:
+    """As much of its name as fits into a table."""
+    return ".".join(layer.name.split(".")[-2:])
 
 
 def _cells(point: "AtFrequency") -> list[str]:
@@ -234,17 +243,18 @@ def _draw(layers: list[Layer], curves: "dict[str, list[AtFrequency]]", best: dic
             continue
         omegas = [point.omega for point in points]
         (line,) = left.plot(omegas, [point.spectrum.stable_rank for point in points], marker="o", markersize=3)
-        line.set_label(f"{'.'.join(layer.name.split('.')[-2:])}, {layer.size}")
+        line.set_label(f"{_short(layer)}, {layer.size}")
         left.plot(omegas, [point.expected for point in points], linestyle=":", color=line.get_color())
         left.axvline(best[layer.name], color=line.get_color(), alpha=0.3)
         near = min(points, key=lambda point: abs(point.omega - best[layer.name]))
         values = near.spectrum.values
-        right.plot(range(1, len(values) + 1), values, color=line.get_color(), label=f"ω = {near.omega:.3g}")
+        (shown,) = right.plot(range(1, len(values) + 1), values, color=line.get_color())
+        shown.set_label(f"{_short(layer)}, ω = {near.omega:.3g}")
     left.set(xscale="log", yscale="log", xlabel="frequency ω", ylabel="stable rank (dotted: theory)")
     right.set(xscale="log", yscale="log", ylim=(1e-7, 1.5), xlabel="number", ylabel="singular value over the largest")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend(fontsize=7, loc="center right")
+    left.legend(fontsize=7, loc="lower right")
     right.legend(fontsize=7, loc="lower left")
     left.set_title("vertical: recommended frequency", fontsize=9)
     figure.tight_layout()
@@ -255,11 +265,14 @@ def _draw(layers: list[Layer], curves: "dict[str, list[AtFrequency]]", best: dic
 def _log(curves: "dict[str, list[AtFrequency]]", logdir: str) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(logdir) as writer:
-        for name, points in curves.items():
-            for point in points:
-                at = round(point.omega)
-                writer.add_scalar(f"rank/stable/{name}", point.spectrum.stable_rank, at)
-                writer.add_scalar(f"rank/expected/{name}", point.expected, at)
-                writer.add_scalar(f"rank/numerical/{name}", point.spectrum.numerical_rank, at)
-                writer.add_scalar(f"rank/phase_spread/{name}", point.phases.spread, at)
+    try:
+        with SummaryWriter(logdir) as writer:
+            for name, points in curves.items():
+                for point in points:
+                    at = round(point.omega)
+                    writer.add_scalar(f"rank/stable/{name}", point.spectrum.stable_rank, at)
+                    writer.add_scalar(f"rank/expected/{name}", point.expected, at)
+                    writer.add_scalar(f"rank/numerical/{name}", point.spectrum.numerical_rank, at)
+                    writer.add_scalar(f"rank/phase_spread/{name}", point.phases.spread, at)
+    except OSError as error:
+        raise UserError(f"logdir {logdir} cannot be written: {error.strerror or error}") from error

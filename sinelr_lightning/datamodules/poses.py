@@ -84,11 +84,11 @@ def scale_intrinsics(intrinsics: Array, sizes: Array, height: int, width: int, s
     fx = 3260 at width 4032 is 407.5 at width 504.
 
     Raises:
-        UserError: an aspect ratio differs by more than 1 %, so that the images were cropped or are others; `source`
-            names the file that the sizes stand in.
+        UserError: an aspect ratio differs by more than 1 % and a pixel, so that the images were cropped or are others;
+            `source` names the file that the sizes stand in.
     """
-    aspects = sizes[:, 1] / sizes[:, 0]
-    wrong = np.flatnonzero(np.abs(aspects * height / width - 1) > ASPECT_TOLERANCE)
+    widths = height * sizes[:, 1] / sizes[:, 0]
+    wrong = np.flatnonzero(np.abs(widths - width) > max(1, ASPECT_TOLERANCE * width))  # shrinking rounds to pixels
     if len(wrong):
         h, w = sizes[wrong[0]]
         raise UserError(

@@ -89,14 +89,28 @@ def test_warns_once_of_phases_that_do_not_bend_the_sine(tmp_path, caplog):
         train(Module(SineLowRank(2, frequency=0.6)), 9, 2, tmp_path)
     (line,) = [record.getMessage() for record in caplog.records if "phases spread" in record.getMessage()]
     assert line.startswith("layer net.0: phases spread 0.0")
-    assert "only low rank; raise the frequency from 1 to about" in line
+    assert "only low rank; raise the frequency from 0.6 to about" in line
+
+
+def test_warns_when_the_phases_shrink_later_and_at_the_end_of_a_short_run(tmp_path, caplog):
+    class Shrinking(Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 5:
+                self.net[0].U.data *= 0.01
+
+    for every, steps in ((2, 9), (100, 7)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train(Shrinking(SineLowRank(2)), steps, every, tmp_path)
+        (line,) = [record.getMessage() for record in caplog.records if "phases spread" in record.getMessage()]
+        assert "only low rank" in line
 
 
 def test_warns_of_phases_that_half_precision_blurs(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train(Module(SineLowRank(2, frequency=3000.0), torch.bfloat16), 3, 2, tmp_path)
     (line,) = [record.getMessage() for record in caplog.records if "phases spread" in record.getMessage()]
-    assert "noise in bfloat16" in line and "lower the frequency from 3000 to about" in line
+    assert "noise in bfloat16" in line and "lower the frequency from 3e+03 to about" in line
 
 
 @pytest.mark.parametrize("first", [SineLowRank(2), SineLowRank(2, frequency=3000.0), LowRank(2)])
@@ -110,7 +124,8 @@ def test_advice_leads_to_the_usual_spread():
     """Of the frequency that a warning names the spread is two radians."""
     torch.manual_seed(0)
     layer = SineLowRank(2, frequency=1.5)(64, 64)
-    (line,) = _warnings([(name, found, phase_statistics(found)) for name, found in sines(nn.Sequential(layer))])
+    looks = [(name, found, phase_statistics(found)) for name, found in sines(nn.Sequential(layer))]
+    line = _warnings(looks)["low rank"]
     omega = float(line.rsplit(" ", 1)[1])
     assert phase_spread(layer.U, layer.V, omega) == pytest.approx(2.0, rel=0.1)
 

@@ -48,7 +48,27 @@ def test_frequencies_of_ones_own(tmp_path, capsys):
 def test_a_model(tmp_path, capsys):
     assert main(["rank", "--model", "mobilenet_v3_small", "--rank", "2", "--out", str(tmp_path / "a.png")]) == 0
     text = capsys.readouterr().out
-    assert len(figures(text)) == 2 and "classifier.0: frequency" in text and "classifier.3: frequency" in text
+    assert "classifier.0: frequency" in text and "classifier.3: frequency" in text
+    assert "features.0.0: frequency" in text and "block.1.0: frequency" not in text  # no depthwise convolutions
+    assert "curves of the first 8 layers in" in " ".join(text.split())
+
+
+def test_a_model_of_layers_that_are_no_linear_ones(tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=16)
+    transformers.GPT2Model(config).save_pretrained(tmp_path / "gpt2")
+    command = ["rank", "--model", str(tmp_path / "gpt2"), "--rank", "4", "--frequencies", "[20, 80]"]
+    assert main([*command, "--out", str(tmp_path / "a.png")]) == 0
+    rows = figures(capsys.readouterr().out)
+    assert [row[-7] for row in rows] == ["20", "80"] * 4  # of the four kinds of Conv1D
+    assert {row[0] for row in rows} >= {"attn.c_attn", "mlp.c_fc"}
+
+
+def test_a_folder_of_curves_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["rank", "--shape", "24x16", "--rank", "2", "--out", str(tmp_path / "a.png")]
+    assert main([*command, "--logdir", str(tmp_path / "file" / "logs")]) == 2
+    assert "file/logs cannot be written: " in capsys.readouterr().err
 
 
 def checkpoint(linear, tmp_path) -> str:
@@ -84,6 +104,7 @@ def test_a_network_without_a_sine(tmp_path, capsys):
         (["--shape", "8x4", "--rank", "0"], "rank must be at least 1"),
         (["--shape", "8x4", "--phase_spread", "0"], "phase_spread positive"),
         (["--shape", "8x4", "--frequencies", "[0.0]"], "frequencies must be positive numbers, got [0.0]"),
+        (["--shape", "8x4", "--frequencies", "[.inf]"], "frequencies must be positive numbers, got [inf]"),
         (["--shape", "80x40", "--out", "a.pdf"], "a.pdf: the curves are written as .png"),
         (["--model", "resnet19"], "unknown network 'resnet19'"),
         (["--ckpt_path", "nowhere"], "nowhere"),

@@ -92,6 +92,11 @@ def test_scaled_intrinsics():
     np.testing.assert_allclose(scaled, [[407.5, 400, 252, 187.5]])
 
 
+def test_sizes_that_shrinking_has_rounded_are_taken():
+    intrinsics = scale_intrinsics(np.array([[400.0, 400, 200, 150]]), np.array([[300, 400]]), 38, 50, "poses")
+    np.testing.assert_allclose(intrinsics, [[50, 400 * 38 / 300, 25, 19]])
+
+
 def test_another_aspect_ratio_is_refused():
     sizes = np.array([[3024.0, 4032]])
     scale_intrinsics(np.ones((1, 4)), sizes, 378, 507, "file")  # 0.6 % off: rounding
