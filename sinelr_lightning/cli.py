@@ -8,10 +8,12 @@ import importlib
 import inspect
 import logging
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -61,7 +63,8 @@ LIGHTNING_VERBS: dict[str, str] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sinelr` with `argv` (default: the process's own arguments) and return the exit code.
 
-    0 done; 2 a mistake of the user, told in one line `error: …`; 130 stopped by Ctrl-C, 143 by SIGTERM.
+    0 done; 2 a mistake of the user, told in one line `error: …`; 130 stopped by Ctrl-C, 143 by SIGTERM, which ends a
+    verb of our own by SystemExit.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _find_classes_here()
@@ -105,8 +108,27 @@ def _dispatch(arguments: list[str]) -> int:
     init = parser.instantiate(config)
     function = functions[config.subcommand]
     taken = inspect.signature(function).parameters
-    function(**{name: value for name, value in init[config.subcommand].items() if name in taken})
+    with nullcontext() if verb == "compare" else _ending_on_sigterm():  # compare stops its runs itself
+        function(**{name: value for name, value in init[config.subcommand].items() if name in taken})
     return 0
+
+
+@contextmanager
+def _ending_on_sigterm() -> Generator[None]:
+    """Have SIGTERM raise SystemExit(143), so that temporary files are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal
+        raise SystemExit(143)
+
+    earlier = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)  # None: it was not Python that set it
 
 
 def _parser(verb: str | None) -> tuple[ArgumentParser, dict[str, Callable[..., Any]]]:

@@ -3,13 +3,15 @@
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sinelr_lightning.errors import UserError
 
 __all__ = ["atomic_path", "searched_in", "user_file", "user_folder"]
+
+MARKER = ".sinelr_export"  # in a folder of ours: what else we wrote there, a name a line
 
 
 @contextmanager
@@ -44,29 +46,54 @@ def user_file(path: str | os.PathLike[str]) -> Generator[Path]:
 
 
 @contextmanager
-def user_folder(path: str | os.PathLike[str], ours: Collection[str]) -> Generator[Path]:
-    """Do the same for a folder that the user named; it may replace an empty one, or one that holds a file of `ours`.
+def user_folder(path: str | os.PathLike[str]) -> Generator[Path]:
+    """Do the same for a folder that the user named; it may replace an empty one, or an earlier one of ours.
+
+    What was written is listed in a hidden file in it, by which an earlier one is known: of a folder in which there is
+    anything else, something would be lost.
 
     Raises:
         UserError: it exists and holds something else, or cannot be written.
     """
-    place = Path(path).absolute()
-    if place.exists() and not (
-        place.is_dir() and (not any(place.iterdir()) or any((place / name).is_file() for name in ours))
-    ):
-        raise UserError(f"{path} exists and is no earlier export: name another folder")
+    place = Path(os.path.realpath(path))
     temporary, earlier = _beside(place), _beside(place)
+    made: list[Path] = []
     try:
+        _check_replaceable(place, path)
+        made = [parent for parent in place.parents if not parent.exists()]
         temporary.mkdir(parents=True)
         yield temporary
+        (temporary / MARKER).write_text("".join(f"{name}\n" for name in sorted(_inside(temporary))), "utf-8")
+        _check_replaceable(place, path)  # writing took its time
         if place.exists():
             os.replace(place, earlier)
         os.replace(temporary, place)
-        shutil.rmtree(earlier, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        reason = error.strerror or str(error).replace(str(temporary), str(path))
+        raise UserError(f"{path} cannot be written: {reason}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.lexists(earlier) and not os.path.lexists(place):  # stopped between the two
+            os.replace(earlier, place)
+        for folder in (temporary, earlier):
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # it holds what was written, as a rule
+                parent.rmdir()
+
+
+def _check_replaceable(place: Path, called: str | os.PathLike[str]) -> None:
+    marker = place / MARKER
+    if marker.is_file():
+        others = _inside(place) - {MARKER, *marker.read_text("utf-8", errors="replace").splitlines()}
+        if others:
+            raise UserError(f"{called} holds {min(others)}, which no export wrote: name another folder")
+    elif place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{called} exists and is no earlier export: name another folder")
+
+
+def _inside(folder: Path) -> set[str]:
+    """Names of all files and folders in it and below."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def _beside(path: Path) -> Path:

@@ -156,14 +156,14 @@ def load_config(checkpoint: str | Path) -> dict[str, Any]:
     """Read the configuration of the run that `checkpoint` belongs to: its config.yaml, {} if there is none.
 
     Raises:
-        UserError: the file is not YAML.
+        UserError: the file cannot be read, or is not YAML.
     """
     path = run_folder(checkpoint) / "config.yaml"
     if not path.is_file():
         return {}
     try:
         config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not readable YAML ({first_line(error)})") from error
     return config if isinstance(config, dict) else {}
 

@@ -1,7 +1,9 @@
 """The `sinelr` command from outside: help, mistakes, run folders, several processes."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from toy_runs import SINELR, distance, environment, fit, weights
 
 from sinelr_lightning.cli import LIGHTNING_VERBS, VERBS, main, near
+from sinelr_lightning.files import atomic_path
 
 # -- help and mistakes -----------------------------------------------------------------------------------------------
 
@@ -91,6 +94,22 @@ def test_a_mistake_is_one_line_and_leaves_nothing(home, capsys, arguments, messa
     assert error[-1].startswith("error: ") and message in error[-1], error
     assert not any("Traceback" in line for line in error)
     assert not list(home.glob("runs/*/*"))
+
+
+def write_and_stop(out: str) -> None:
+    """Stand for a verb of our own that SIGTERM meets while it writes."""
+    with atomic_path(out) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_a_verb_of_our_own_without_leftovers(home, monkeypatch):
+    monkeypatch.setitem(VERBS, "mesh", ("test_cli:write_and_stop", ""))
+    before, files = signal.getsignal(signal.SIGTERM), sorted(home.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["mesh", "--out", "a.txt"])
+    assert stopped.value.code == 143 and sorted(home.iterdir()) == files
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_near_names():

@@ -93,6 +93,14 @@ def test_unreadable_checkpoints_are_named(tree):
             runs.load_checkpoint(tree / f"{name}.ckpt")
 
 
+def test_an_unreadable_configuration_is_named(tree):
+    checkpoint = tree / "runs/a/version_2/checkpoints/last.ckpt"
+    for content in (b"name: caf\xe9", b"a: [", b"a: \x00"):
+        put(tree / "runs/a/version_2/config.yaml", content)
+        with pytest.raises(UserError, match=r"version_2/config\.yaml is not readable YAML"):
+            runs.load_config(checkpoint)
+
+
 def test_a_task_needs_nothing_but_its_file(tmp_path):
     task = ToyTask(width=5)
     checkpoint = {

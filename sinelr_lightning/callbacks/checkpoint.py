@@ -70,7 +70,8 @@ class Checkpoint(callbacks.Checkpoint):
 
     `last` is saved every `every_minutes`, after each validation, at the end of the run, and when the run is told to
     stop (Ctrl-C, SIGTERM). Lightning's own callback saves `last` only where the monitored figure improved.
-    What is saved resumes exactly: never in mid-step, and in mid-validation so that the validation runs again whole.
+    What is saved resumes exactly: as after the last step of the optimiser, whatever was accumulated since, and in
+    mid-validation so that the validation runs again whole.
 
     Args:
         every_minutes: longest time between two saves of `last`.
@@ -98,11 +99,14 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save when it is time or the run is told to stop, unless a validation follows: a resume would skip it."""
+        """Save when it is time or the run is told to stop, after a step of the optimiser.
+
+        Not where a validation follows: a resume would skip it.
+        """
         # With several ranks every look is an exchange between them: not at each step.
         last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         looks = last_batch or trainer.world_size == 1 or trainer.global_step % 10 == 0
-        if looks and not self._validation_follows(trainer) and self._due(trainer):
+        if looks and not _since_step(trainer) and not self._validation_follows(trainer) and self._due(trainer):
             self._save_last(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -198,18 +202,35 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         """Turn what is in progress back to its beginning.
 
-        A step in progress (SLURM's signal saves there) gives the batch back that it took. A validation in progress
-        counts as at its first sample: Lightning would go on with its counters, but over the wrong samples.
+        A step in progress (SLURM's signal saves there), or one whose gradient is still being accumulated, gives the
+        batches back that it took. A validation in progress counts as at its first sample: Lightning would go on with
+        its counters, but over the wrong samples.
         """
         fit_loop = checkpoint["loops"]["fit_loop"]
-        taken = trainer.fit_loop.epoch_loop.batch_progress.total
-        if taken.ready > taken.processed:  # ty: ignore[missing-attribute]
+        taken = _since_step(trainer)
+        if taken:
             for state in fit_loop["state_dict"].get("combined_loader", []):
                 if "next" in state:
-                    state["next"] -= 1
-        if self._in_validation:
+                    state["next"] -= taken
+            progress = fit_loop["epoch_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                done = counts["ready"] - taken
+                # As they stand when a step's batch ends, from where Lightning knows to go on.
+                counts.update(ready=done, started=done, processed=done, completed=done - 1)
+            progress["is_last_batch"] = False
+            fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        elif self._in_validation:  # with batches given back it comes again by itself
             first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             fit_loop["epoch_loop.val_loop.batch_progress"].update(total=dict(first), current=dict(first))
+
+
+def _since_step(trainer: L.Trainer) -> int:
+    """How many batches were taken since the optimiser's last step, the one in progress among them."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.accumulate_grad_batches
+    count, total = loop.batch_progress.current.ready, loop.batch_progress.total
+    if total.ready > total.processed:  # ty: ignore[missing-attribute]
+        return (count - 1) % every + 1
+    return count % every if loop._should_accumulate() else 0
 
 
 def _finite(module: torch.nn.Module) -> bool:

@@ -61,7 +61,7 @@ def export(
         tolerance: Largest relative error of a weight in the thin form.
         device: Where to run the network, and where a .pt2 will run: cpu, cuda, cuda:1 …
         format: Of a language model's adapter: adapter, merged or lora.
-        rank: Of a plain LoRA; four times the adapter's by default.
+        rank: Of a plain LoRA; four times the adapter's by default. A LowRank adapter is one, of its own rank.
         energy: Smallest share of the update's squared norm that a plain LoRA must keep.
     """
     if not (tolerance > 0 and math.isfinite(tolerance)):

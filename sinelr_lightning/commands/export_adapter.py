@@ -10,18 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sinelr_lightning.adapters import FactorizedLoraConfig
 from sinelr_lightning.adapters.model import probe_tokens
 from sinelr_lightning.commands import read_back
 from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import user_folder
-from sinelr_lightning.layers import LowRank
 from sinelr_lightning.tasks.adapted import AdaptedTask
 from sinelr_lightning.tasks.pretrained import place_of
 
 __all__ = ["AdapterFormat", "export_adapter"]
 
 AdapterFormat = Literal["adapter", "merged", "lora"]
-OURS = ("adapter_config.json", "config.json")  # a folder with one of them may be replaced
 LARGEST_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}  # of logits, over the largest
 
 
@@ -30,14 +29,15 @@ def export_adapter(task: AdaptedTask, out: Path, form: AdapterFormat, rank: int 
 
     Args:
         task: on the CPU, in evaluation mode.
-        out: the folder; one that holds an earlier export is replaced.
+        out: the folder; an earlier export is replaced.
         form: `adapter` of PEFT, `merged` model, or plain `lora`.
-        rank: of the plain LoRA; None for four times the adapter's.
+        rank: of the plain LoRA; None for four times the adapter's, or the adapter as it stands if it is a plain LoRA.
         energy: smallest share of the updates' energy that a plain LoRA must keep.
 
     Raises:
         UserError: the folder cannot be written, keeps too little, or differs; or the adapter changes nothing.
     """
+    _check_apart(out, task.base_name)
     tokens = probe_tokens(task.network.config.get_text_config().vocab_size)
     with torch.no_grad():
         trained = task.network(input_ids=tokens).logits.float()
@@ -49,15 +49,15 @@ def export_adapter(task: AdaptedTask, out: Path, form: AdapterFormat, rank: int 
     if float((trained - base).abs().max()) == 0:
         raise UserError("the adapter changes nothing: the logits are those of the base model; train it first")
     kept = None
-    with user_folder(out, OURS) as folder:
-        if form == "lora" and type(task.adapter) is not LowRank:
+    with user_folder(out) as folder:
+        if form == "lora" and not _is_plain(task, rank):
             kept = _write_plain(task, folder, rank or 4 * getattr(task.adapter, "rank", 2), energy)
         elif form == "merged":
             task.network.merge_and_unload(safe_merge=True).save_pretrained(folder)
             task.tokenizer.save_pretrained(folder)
         else:
             task.network.save_pretrained(folder)
-        read = _read_back(task, folder, form, tokens)
+        read = _read_back(task, folder, out, form, tokens)
         difference = float((read - trained).abs().max())
         if float((read - base).abs().max()) == 0:
             raise UserError(
@@ -72,6 +72,30 @@ def export_adapter(task: AdaptedTask, out: Path, form: AdapterFormat, rank: int 
         f"{out}: {form}, {megabytes:,.1f} MB, {share}read back in a process of its own: logits, up to {size:.2g}, "
         f"differ from the trained ones by at most {difference:.1e}, from the base model's by {changed:.1e}\n"
     )
+
+
+def _check_apart(out: Path, base: str) -> None:
+    """Leave the base alone: a merged model that an adapter is trained on is an earlier export, too."""
+    place, file = place_of(base)
+    there, ours = Path(place, *file.values()).resolve(), out.resolve()
+    if there.exists() and (ours.is_relative_to(there) or there.is_relative_to(ours)):
+        raise UserError(f"{out} is the base model {base}, holds it or lies in it: name another folder")
+
+
+def _is_plain(task: AdaptedTask, rank: int | None) -> bool:
+    """Whether the adapter as it stands is the plain LoRA that is asked for.
+
+    Raises:
+        UserError: it is one of PEFT's own, but not that one.
+    """
+    config = task.network.peft_config["default"]
+    if isinstance(config, FactorizedLoraConfig):
+        return False
+    if config.use_dora:
+        raise UserError("a LowRank adapter with dora is PEFT's own DoRA and no plain LoRA: take --format adapter")
+    if rank not in (None, config.r):
+        raise UserError(f"a LowRank adapter is a plain LoRA of rank {config.r} as it stands: leave --rank {rank} out")
+    return True
 
 
 def _write_plain(task: AdaptedTask, folder: Path, rank: int, energy: float) -> float:
@@ -90,8 +114,8 @@ def _write_plain(task: AdaptedTask, folder: Path, rank: int, energy: float) -> f
     return plain.energy
 
 
-def _read_back(task: AdaptedTask, folder: Path, form: str, tokens: Tensor) -> Tensor:
-    """The logits that another process gets from the folder."""
+def _read_back(task: AdaptedTask, folder: Path, out: Path, form: str, tokens: Tensor) -> Tensor:
+    """The logits that another process gets from the folder, which messages call `out`."""
     place, file = place_of(task.base_name)
     request: dict[str, Any] = {
         "format": form,
@@ -112,5 +136,6 @@ def _read_back(task: AdaptedTask, folder: Path, form: str, tokens: Tensor) -> Te
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-            raise UserError(f"{folder.name} cannot be loaded in a process of its own: {last.strip()}")
+            reason = last.strip().replace(str(folder), str(out))
+            raise UserError(f"{out} is not written: it cannot be loaded in a process of its own: {reason}")
         return torch.load(answer, weights_only=True)

@@ -1,5 +1,6 @@
 """`sinelr generate`: text from a language model."""
 
+import os
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ def generate(
         raise UserError("temperature must be at least 0, and repetition_penalty above 0")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"seed must be a whole number from 0 to 2^64 − 1, got {seed}")
     from sinelr_lightning.commands.loading import load
     from sinelr_lightning.tasks.causal import CausalTask
 
@@ -56,7 +59,9 @@ def generate(
     if not prompt.strip():
         raise UserError("the prompt is empty")
     task = load(ckpt_path, CausalTask, device)
-    draws = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    draws: dict[str, Any] = {"do_sample": False}
+    if temperature:  # of all tokens: what is not set here would come from the model, or be 50
+        draws = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     _stream(
         task, prompt, adapter, seed, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty, **draws
     )
@@ -86,5 +91,12 @@ def _stream(task: "CausalTask", prompt: str, adapter: bool, seed: int, **options
                 generation_config=config,
                 streamer=streamer,
             )
+    except BrokenPipeError:  # who reads has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+    except UnicodeEncodeError as error:
+        letters = error.object[error.start : error.end]
+        raise UserError(
+            f"the output's encoding, {error.encoding}, cannot write {letters!r}: set PYTHONIOENCODING=utf-8"
+        ) from error
     except ValueError as error:
         raise UserError(f"the model cannot go on: {first_line(error)}") from error

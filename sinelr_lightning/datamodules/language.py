@@ -66,7 +66,7 @@ class LanguageData(TextData):
         too_long: what is done with longer records: "error", "drop", or "truncate" at the end.
         packing: several samples a training row, as many as fit; else one a row, those of similar length together.
         batch_size: rows a step, over all processes; samples, where they are held out.
-        epoch_steps: steps between two validations; null for one pass over the training data.
+        epoch_steps: steps between two validations; null for the whole batches that one pass takes.
         limit: how many training records or documents are used, from the first on; null for all.
         preview: how many training samples are printed before the training, what is trained in green.
         seed: of the order of the samples and of what is held out.

@@ -84,7 +84,7 @@ def scale_intrinsics(intrinsics: Array, sizes: Array, height: int, width: int, s
     fx = 3260 at width 4032 is 407.5 at width 504.
 
     Raises:
-        UserError: an aspect ratio differs by more than 1 % and a pixel, so that the images were cropped or are others;
+        UserError: an aspect ratio differs by more than 1 % and a pixel: the images were cropped, or are others;
             `source` names the file that the sizes stand in.
     """
     widths = height * sizes[:, 1] / sizes[:, 0]

@@ -47,7 +47,8 @@ class SentenceData(TextData):
         validation_share: how much of `train` is held out without `validation`.
         max_length: in tokens; what is longer is cut by the tokenizer.
         batch_size: sentences a step, over all processes.
-        epoch_steps: steps between two validations; null for one pass over the training sentences.
+        epoch_steps: steps between two validations; null for as many as one pass over the training sentences needs,
+            ⌈sentences/batch_size⌉: each batch is whole, the last of them may begin the next pass.
         limit: how many training sentences are used, from the first on; null for all.
         seed: of the order of the sentences and of what is held out.
 

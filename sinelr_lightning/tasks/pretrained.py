@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import importlib.util
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sinelr_lightning.errors import UserError, first_line
+from sinelr_lightning.files import searched_in
 
 __all__ = ["byte_tokenizer", "load_model", "load_tokenizer", "need_language_packages", "place_of"]
 
@@ -81,7 +83,7 @@ def place_of(base: str) -> tuple[str, dict[str, str]]:
     """Give the name or folder for `from_pretrained`, and its option that names the file.
 
     Raises:
-        UserError: a package, a file or what is needed to read it is missing.
+        UserError: a package, a file, a folder or what is needed to read it is missing.
     """
     package = PACKAGED.get(base)
     path = _packaged_file(package) if package else Path(base)
@@ -93,6 +95,9 @@ def place_of(base: str) -> tuple[str, dict[str, str]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"model.base {base} is a folder without config.json, so no model of transformers")
+    # A name on the hub has one slash at most, and begins with a letter or the like.
+    if not path.is_dir() and (base.startswith(("/", ".", "~")) or base.count("/") > 1 or base.endswith("/")):
+        raise UserError(f"model.base {base}: there is no such folder{searched_in(path)}")
     return base, {}
 
 
@@ -115,10 +120,12 @@ def _packaged_file(package: str) -> Path:
 
 
 def _loaded(base: str, load: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
         return load()
-    # Of these kinds is all that from_pretrained raises for what is missing, unreachable, or not a model.
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    # Of these kinds is all that from_pretrained raises for what is missing, unreachable, damaged, or not a model.
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(
             f"model.base {base} cannot be loaded ({first_line(error)}); give the name of a model on the Hugging Face "
             "hub that can be reached or is cached, a folder with config.json, a .gguf file, or "

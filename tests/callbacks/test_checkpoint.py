@@ -1,8 +1,11 @@
 import errno
+import os
+import signal
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from toy import ToyData, ToyTask, Trace
 
 from sinelr_lightning.callbacks import AtomicCheckpointIO, Checkpoint
@@ -161,3 +164,72 @@ def test_a_save_in_mid_step_gives_the_taken_batch_back(tmp_path):
     fit(tmp_path, Checkpoint(), task=MidStep(), max_steps=6)
     loops = torch.load(tmp_path / "mid.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]
     assert loops["combined_loader"] == [{"next": 4}]
+
+
+# -- stopped while a gradient is accumulated -------------------------------------------------------------------------
+class Drawing(ToyTask):
+    """Draws in each batch, as a dropout does."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + torch.rand(()))
+
+
+class StopAfter(L.Callback):
+    """Sends SIGTERM at the end of a batch, or saves in the midst of it, as SLURM's signal does."""
+
+    def __init__(self, batch: int, mid: str = "") -> None:
+        self.batch, self.mid = batch, mid
+
+    def on_train_batch_start(self, trainer, *_):
+        if self.mid and trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.batch:
+            trainer.save_checkpoint(self.mid)
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ended(folder, **options):
+    """The weights, the counters and the order of the batches at the end."""
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    loops = stored["loops"]["fit_loop"]
+    counters = {name: loops[name] for name in loops if name.endswith(("epoch_loop.state_dict", "batch_progress"))}
+    return stored["state_dict"], stored["global_step"], counters, loops["state_dict"]["combined_loader"]
+
+
+EVERY_THIRD = {"val_check_interval": 3, "check_val_every_n_epoch": None}
+
+
+@pytest.mark.parametrize(
+    ("batch", "every", "mid", "validation"),
+    [
+        (4, 2, False, {}),
+        (5, 2, False, {}),
+        (13, 2, False, EVERY_THIRD),
+        (14, 3, False, EVERY_THIRD),
+        (12, 3, False, EVERY_THIRD),  # a validation between two batches of one step
+        (1, 2, True, {}),
+        (11, 2, True, {}),  # the first of an epoch
+        (5, 3, True, EVERY_THIRD),
+    ],
+)
+def test_stopped_in_the_midst_of_an_accumulation_it_resumes_exactly(tmp_path, every, batch, mid, validation):
+    options = {"max_steps": 12, "accumulate_grad_batches": every, **validation}
+
+    def run(folder, *callbacks, **more):
+        torch.manual_seed(0)
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=folder, callbacks=[Checkpoint(), *callbacks], plugins=[AtomicCheckpointIO()], **options,
+        )  # fmt: skip
+        trainer.fit(Drawing(), ToyData(), **more)
+
+    run(tmp_path / "whole", Trace(str(tmp_path / "whole.txt")))
+    saved = tmp_path / "mid.ckpt" if mid else tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    with pytest.raises(SIGTERMException):
+        run(tmp_path / "cut", StopAfter(batch, str(saved) if mid else ""))
+    run(tmp_path / "cut", Trace(str(tmp_path / "cut.txt")), ckpt_path=saved)
+    one, two = ended(tmp_path / "whole"), ended(tmp_path / "cut")
+    assert all(torch.equal(one[0][name], two[0][name]) for name in one[0]) and one[1:] == two[1:]
+    whole, rest = (tmp_path / "whole.txt").read_text(), (tmp_path / "cut.txt").read_text()
+    assert whole.endswith(rest), "losses, rates, validations and epochs are those of the whole run"

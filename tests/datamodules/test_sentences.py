@@ -67,6 +67,14 @@ def test_ranks_and_resumption(tmp_path):
     assert all(torch.equal(batch["indices"], one) for batch, one in zip(islice(resumed, 13), whole[7:], strict=True))
 
 
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(tmp_path):
+    tokenizer = byte_level(pad=None)
+    assert ready(tokenizer, train=write(tmp_path)).pad_id == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="has no padding token and no EOS token; take one with pad_token"):
+        ready(tokenizer, train=write(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("labels", "names"), [(("10", "2", "-1"), ["-1", "2", "10"]), (("yes", "10", "2"), ["10", "2", "yes"])]
 )

@@ -340,7 +340,16 @@ def test_all_in_half_precision(bert, tmp_path):
         ({"targets": ["q_prj"]}, r"no module's name ends in 'q_prj'; near it are q_proj"),
         ({"modules_to_save": ["lm_hed"]}, "modules_to_save: no module's name ends in 'lm_hed'; near it are lm_head"),
         ({"targets": ["q_proj", "nothing"]}, "no module's name ends in 'nothing'"),
-        ({"base": "/nowhere/at/all"}, "model.base /nowhere/at/all cannot be loaded"),
+        ({"targets": "q_prj"}, r"no module's name ends in 'q_prj'; near it are q_proj"),
+        ({"dropout": 1.0}, r"model\.dropout must be at least 0 and below 1, got 1\.0"),
+        ({"dropout": -0.1}, r"model\.dropout must be at least 0 and below 1, got -0\.1"),
+        ({"dropout": math.nan}, r"model\.dropout must be at least 0 and below 1, got nan"),
+        ({"alpha": 0}, r"model\.alpha must be a number above 0, got 0"),
+        ({"alpha": -16.0}, r"model\.alpha must be a number above 0, got -16\.0"),
+        ({"alpha": math.nan}, r"model\.alpha must be a number above 0, got nan"),
+        ({"base": "/nowhere/folder"}, r"model\.base /nowhere/folder: there is no such folder$"),
+        ({"base": "./nofolder"}, r"model\.base \./nofolder: there is no such folder in /"),
+        ({"base": "a/b/c"}, r"model\.base a/b/c: there is no such folder in /"),
         ({"base": "nobody/no-such-model"}, "hub that can be reached or is cached"),
         ({"base": "model.gguf"}, "model.base model.gguf: there is no such file"),
     ],
@@ -358,6 +367,20 @@ def test_samples_must_fit_the_model(llama, questions, tmp_path, tmp_path_factory
     small = write_llama(tmp_path_factory.mktemp("few"), tokens=50)
     with pytest.raises(UserError, match="the model knows 50 tokens, numbered from 0: they do not belong together"):
         trained(LanguageTask(base=small), data(questions), tmp_path)
+
+
+def test_one_target_may_be_a_text(llama):
+    one, several = (LanguageTask(base=llama, adapter=SINE, targets=t).state_dict() for t in ("q_proj", ["q_proj"]))
+    assert one.keys() == several.keys() and all(".q_proj." in name for name in one)
+
+
+def test_a_damaged_weight_file_is_named(tmp_path):
+    base = write_llama(tmp_path)
+    file = tmp_path / "model.safetensors"
+    for content in (file.read_bytes()[:-1000], b"", b"no weights at all"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"model\.base {base} cannot be loaded \("):
+            LanguageTask(base=base)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

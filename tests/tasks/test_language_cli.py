@@ -1,5 +1,6 @@
 """Language models through the command line: stopping and going on, sharding, generation, export, mistakes."""
 
+import io
 import json
 import os
 import subprocess
@@ -113,6 +114,50 @@ def test_text_is_generated_by_the_adapter(run, capsys):
     assert texts[0] and texts[0] == texts[1] and len({texts[0], *texts[2:]}) == 3
 
 
+def test_it_is_drawn_from_all_tokens(run, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    seen = []
+    monkeypatch.setattr(
+        LlamaForCausalLM, "generate", lambda *_, generation_config, **__: seen.append(generation_config)
+    )
+    for temperature in ("0", "0.7"):
+        assert main(["generate", "--ckpt_path", str(run), "--prompt", "a", "--temperature", temperature]) == 0
+    greedy, drawn = seen
+    assert (greedy.do_sample, greedy.top_k) == (False, None)
+    assert (drawn.do_sample, drawn.temperature, drawn.top_p, drawn.top_k) == (True, 0.7, 1.0, 0)
+
+
+class Stdout(io.TextIOWrapper):
+    """An output of ASCII; one of nobody, whose file is `spare`, if that is given."""
+
+    def __init__(self, spare=None):
+        super().__init__(io.BytesIO(), encoding="ascii")
+        self.spare = spare
+
+    def write(self, text):
+        if self.spare:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+    def fileno(self):
+        return self.spare.fileno()
+
+
+def test_an_output_that_ends_early_or_cannot_be_written(run, tmp_path, capsys, monkeypatch):
+    ask = ["generate", "--ckpt_path", str(run), "--prompt", "Name 7", "--temperature", "5"]
+    with (tmp_path / "spare").open("w") as spare, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Stdout(spare))
+        assert main(ask) == 0
+        assert os.path.samestat(os.fstat(spare.fileno()), os.stat(os.devnull))
+    assert "Traceback" not in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Stdout())
+        assert main(ask) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: the output's encoding, ascii, cannot write '" in error and "set PYTHONIOENCODING=utf-8" in error
+
+
 def test_every_end_of_an_answer_stops_it(run):
     task = load_task(resolve_checkpoint(str(run)))
     closing = task.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -181,6 +226,10 @@ def test_a_full_disk_leaves_the_old_adapter(run, tmp_path, capsys, monkeypatch):
         (["export", "--ckpt_path", "RUN", "--format", "lora", "--rank", "0"], "rank must be at least 1, got 0"),
         (["generate", "--ckpt_path", "RUN", "--prompt", " "], "the prompt is empty"),
         (["generate", "--ckpt_path", "RUN", "--prompt", "a", "--top_p", "0"], "top_p must be above 0"),
+        (
+            ["generate", "--ckpt_path", "RUN", "--prompt", "a", "--seed", str(2**64)],
+            "seed must be a whole number from",
+        ),
         (["generate", "--ckpt_path", "RUN", "--prompt", "a" * 4000], "tokens, the model reads 256"),
         (["fit", "--config", "CONFIG", "--model.adapter", "Dense"], "model.adapter Dense is no factorization"),
         (["fit", "--config", "CONFIG", "--model.adapter.frequency", "0"], "frequency must be a positive number"),
