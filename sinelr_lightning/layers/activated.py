@@ -24,8 +24,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ActivatedLowRank(SineKin):
     """W = (φ(ω·U·Vᵀ) − φ(0))/g; k(m + n) parameters, and the initialisation, ω and g of the sine.
 
-    Taking off φ(0) leaves a weight without the constant that sigmoid, Gaussian (exp(−t²/2)) and sinc would give all
-    of its entries.
+    Taking off φ(0), which the paper does not, makes W zero where the phases are. From sigmoid it takes the constant of
+    all entries; Gaussian (exp(−t²/2)) and sinc keep one, below zero and larger than their own.
 
     Args:
         rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.
@@ -47,6 +47,10 @@ class ActivatedLowRank(SineKin):
         if zero and self.activation not in ("tanh", "sigmoid"):
             raise ValueError(f"{self.activation} has no slope at 0: no training would leave it, take tanh or sigmoid")
         return super().factors(m, n, zero=zero)
+
+    def phases_towards(self, target: Tensor) -> Tensor:
+        """The target where φ has a slope at 0; the root of what is below zero where φ has its maximum there."""
+        return target.clamp_max(0).neg().sqrt() if self.activation in ("gaussian", "sinc") else target
 
     def weight(self, U: Tensor, V: Tensor) -> Tensor:
         """The weight [m, n]."""

@@ -1,12 +1,15 @@
 """Block tensor-train matrices: Monarch matrices of any rank."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
+from sinelr_lightning.layers.fit import best_low_rank, best_scale
 from sinelr_lightning.layers.kronecker import balanced, check_fewer
 
 __all__ = ["BlockTensorTrain"]
@@ -60,3 +63,22 @@ class BlockTensorTrain(Factorization):
     def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
         """Nothing: the factors multiply less than the weight would."""
         return ()
+
+    def fit_all(
+        self, targets: Tensor, moments: Tensor | None = None, steps: int = 300
+    ) -> list[tuple[Self, dict[str, Tensor]]]:
+        """The best there is by singular value decompositions; with moments, descended to from there."""
+        return super().fit_all(targets, moments, 0 if moments is None else steps)
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """The truncated SVD of each block, in the norm of the moment of the inputs that the block meets."""
+        (m1, m2), (n1, n2) = map(balanced, target.shape)
+        blocks = target.reshape(m1, m2, n1, n2).permute(0, 3, 1, 2)  # [i, l, j, k]
+        of_blocks = None
+        if moment is not None:
+            of_blocks = moment.reshape(n1, n2, n1, n2).diagonal(dim1=1, dim2=3).permute(2, 0, 1)  # [l, k, k']
+            of_blocks = of_blocks.expand(m1, n2, n1, n1)
+        left, right = best_low_rank(blocks, self.rank, of_blocks)
+        left, right = left.mT, right.permute(1, 0, 3, 2)
+        scale = 1.0 if moment is None else best_scale(self.weight(left, right), target, moment)  # of blocks together
+        yield self, {"L": left * scale, "R": right}

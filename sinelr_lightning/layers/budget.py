@@ -19,8 +19,12 @@ class Costs:
 
     def __init__(self, factory: Factorization, m: int, n: int) -> None:
         self.dense = m * n
-        self.first = ranked(factory, 1).count(m, n)
-        self.more = ranked(factory, 2).count(m, n) - self.first if min(m, n) > 2 else self.first
+        self.first = self.more = ranked(factory, 1).count(m, n)
+        self.most = 1
+        try:
+            self.more = ranked(factory, 2).count(m, n) - self.first
+        except ValueError:  # a layer so small has no rank 2
+            return
         # A layer is converted while its factors are smaller than its weight, and its rank below both sizes.
         self.most = min(min(m, n) - 1, 1 + (self.dense - 1 - self.first) // self.more)
 

@@ -79,8 +79,8 @@ def _pair(ours: float | None, svd: float | None) -> str:
 def convert(
     model: nn.Module,
     factory: LinearFactory,
-    include: Iterable[Pattern] = ("*",),
-    exclude: Iterable[Pattern] = (),
+    include: Pattern | Iterable[Pattern] = "*",
+    exclude: Pattern | Iterable[Pattern] = (),
     init: Literal["fresh", "fit"] = "fresh",
     ranks: Mapping[str, int] | None = None,
     budget: float | None = None,
@@ -93,15 +93,17 @@ def convert(
     factorizations, `….in_proj.q`, `.k` and `.v` (see `layers.packed`); the attention itself stays the same object.
 
     A layer is left as it is, with the reason in the result, if its factors would not be smaller than its weight, if
-    its weight is shared with another module (a tied embedding), if it is a grouped or depthwise convolution, if it is
-    an attention with `kdim` or `vdim` or of a derived class, or if the factory makes no such layers. A layer that
-    stands in several places stays one layer.
+    its weight is shared with another module (a tied embedding) or made of other parameters (`weight_norm`,
+    `spectral_norm`, `prune`), if it is a grouped or depthwise convolution, if it is an attention with `kdim` or
+    `vdim` or of a derived class, or if the factory makes no such layers; so are stacks of matrices, such as the
+    experts of a mixture. A layer that stands in several places stays one layer. What was frozen stays frozen: factors
+    are trained where the weight was, a bias where the bias was.
 
     Args:
         model: any module; the module itself is not replaced, its descendants are.
         factory: for example `SineLowRank(rank=8)`.
-        include: patterns over the dotted names (`"*.mlp.*"`), or functions of (name, module).
-        exclude: patterns that win over `include`.
+        include: a pattern over the dotted names (`"*.mlp.*"`) or a function of (name, module), or several of them.
+        exclude: what wins over `include`, in the same form.
         init: "fresh" for newly drawn factors, "fit" for factors that approximate the present weights. A fit may
             change hyperparameters of single layers (the gain of a sine); these travel in `state_dict`.
         ranks: pattern → rank in place of the factory's for the layers whose name it takes, the first pattern that
@@ -130,7 +132,7 @@ def convert(
         raise ValueError("budget chooses the ranks of all layers: give ranks or budget, not both")
     if calibration is not None and init != "fit" and budget is None:
         raise ValueError('calibration serves init="fit" or a budget, and neither was asked for')
-    sites = _chosen(model, factory, list(include), list(exclude))
+    sites = _chosen(model, factory, _listed(include), _listed(exclude))
     # A layer stays dense under a budget if not even rank 1 is smaller.
     set_ranks(sites, dict(ranks or {}))
     if budget is not None:
@@ -150,6 +152,11 @@ def convert(
     for site in chosen:
         site.install(model)
     return result
+
+
+def _listed(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
+    several = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    return list(patterns) if several else [patterns]
 
 
 def _chosen(

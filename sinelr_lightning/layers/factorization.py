@@ -6,6 +6,7 @@ A layer owns the parameters, a factorization owns the formula. A new family is a
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -183,15 +184,29 @@ class Factorization(LinearFactory):
         """`fit` of L weights of one shape [L, m, n]; hyperparameters may come out different for each.
 
         With second moments C [L, n, n] of the layers' inputs the errors of the outputs are minimised,
-        ‖(W − Ŵ)·C^½‖_F. By default each weight is descended to from freshly drawn factors.
+        ‖(W − Ŵ)·C^½‖_F. By default it is the best of the descents from `starts`.
         """
         from sinelr_lightning.layers.fit import descend
 
         made = []
         for i, target in enumerate(wide(targets)):
-            start = {name: factor.to(target.device) for name, factor in self.factors(*target.shape).items()}
-            made.append((self, descend(self, start, target, steps, None if moments is None else moments[i])))
+            moment = None if moments is None else moments[i]
+            best, least = None, math.inf
+            for family, start in self.starts(target, moment):
+                factors, error = descend(family, start, target, steps, moment)
+                if best is None or error < least:
+                    best, least = (family, factors), error
+            assert best is not None
+            made.append(best)
         return made
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """Factorizations of this family and factors from which `fit_all` descends to `target` [m, n], one or more.
+
+        One at least is no worse than a weight of zeros, in the norm of the moment [n, n] where there is one: the fit
+        is not either then. By default it is that weight itself, as an adapter starts.
+        """
+        yield self, {k: factor.to(target.device) for k, factor in self.factors(*target.shape, zero=True).items()}
 
     def groups(self) -> dict[str, FactorGroup]:
         """Optimiser settings by factor name; a factor that is not named gets `FactorGroup()`."""

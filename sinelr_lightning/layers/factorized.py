@@ -31,6 +31,10 @@ def _hyperparameters(factorization: Factorization) -> list[str]:
     return [field.name for field in fields(factorization)]
 
 
+def _shown(sizes: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {list(size)}" for name, size in sizes.items())
+
+
 class FactorizedLayer(nn.Module):
     """What linear layers and convolutions share: named factors of an m×n weight, and a bias of m.
 
@@ -95,18 +99,25 @@ class FactorizedLayer(nn.Module):
         if any(prefix + name in state_dict for name in self.factor_names):
             values = {name: state_dict[key].item() for key, name in keys.items() if key in state_dict}
             try:
-                self._become(replace(self._made_with, **values))
+                self._become(replace(self._made_with, **values), state_dict, prefix)
             except ValueError as error:
                 error_msgs.append(f"{prefix}hyper: {error}")
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
-    def _become(self, factorization: Factorization) -> None:
-        """Take another factorization of the family, with factors of its sizes, to be filled, where they differ."""
+    def _become(self, factorization: Factorization, state_dict: dict[str, Any], prefix: str) -> None:
+        """Take another factorization of the family, with factors of its sizes, to be filled, where they differ.
+
+        Raises:
+            ValueError: the state has factors of other sizes; the layer is as it was.
+        """
         if factorization == self.factorization:
             return
         with torch.device("meta"):
             sizes = {name: factor.shape for name, factor in factorization.factors(*self.weight_shape).items()}
+        stored = {name: getattr(state_dict.get(prefix + name, getattr(self, name)), "shape", None) for name in sizes}
+        if stored != sizes:
+            raise ValueError(f"{factorization} has factors {_shown(sizes)}, the state {_shown(stored)}")
         self.factorization = factorization
         for name, size in sizes.items():
             factor = getattr(self, name)

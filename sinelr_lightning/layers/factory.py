@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["Dense", "LinearFactory", "families", "subclasses"]
@@ -18,6 +19,11 @@ class LinearFactory(ABC):
     It is an abstract class and not a Protocol because configuration files read a callable Protocol as "a class
     whose call returns a Module" and refuse our factories.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let checkpoints hold factories as hyperparameters: `torch.load` with `weights_only=True` takes them."""
+        super().__init_subclass__(**kwargs)
+        torch.serialization.add_safe_globals([cls])
 
     @abstractmethod
     def __call__(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:

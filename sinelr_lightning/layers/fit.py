@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sinelr_lightning.layers.factorization import Factorization
     from sinelr_lightning.layers.sites import Matrix
 
-__all__ = ["Fit", "best_low_rank", "descend", "descend_all", "fit_matrices", "spectrum"]
+__all__ = ["Fit", "best_low_rank", "best_scale", "descend", "descend_all", "fit_matrices", "spectrum"]
 
 # Elements of the weights that are fitted at once. A descent holds some six arrays of this size, 400 MB in float32.
 _BATCH = 2**24
@@ -69,12 +69,19 @@ def spectrum(targets: Tensor, moments: Tensor | None = None) -> _Spectrum:
 def best_low_rank(targets: Tensor, rank: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """U [L, m, rank] and V [L, n, rank] with U·Vᵀ the best of its rank in the norm ‖(W − U·Vᵀ)·C^½‖_F.
 
-    It is W projected on the first left singular vectors of W·C^½: without moments, the truncated SVD.
+    It is W projected on the first left singular vectors of W·C^½: without moments, the truncated SVD. For L there may
+    be any number of leading sizes, none among them.
     """
     left = spectrum(targets, moments).left[..., :rank]
     right = targets.double().mT @ left
     root = right.norm(dim=-2, keepdim=True).sqrt().clamp_min(_TINY)  # both factors of one size
     return (left * root).to(targets.dtype), (right / root).to(targets.dtype)
+
+
+def best_scale(weight: Tensor, target: Tensor, moment: Tensor | None = None) -> float:
+    """The number α with ‖(α·Ŵ − W)·C^½‖_F least, for Ŵ and W [m, n]: so scaled, Ŵ is no worse than zero."""
+    seen = weight if moment is None else weight @ moment
+    return ((seen * target).sum() / (seen * weight).sum().clamp_min(_TINY)).item()
 
 
 def _squared(errors: Tensor, moments: Tensor | None) -> Tensor:
@@ -89,7 +96,8 @@ def descend_all(
 ) -> tuple[list[Tensor], Tensor]:
     """Minimise ‖(weight(*factors) − W)·C^½‖²_F of L layers at once by Adam from `start`.
 
-    Each factor's step is a hundredth of its own root mean square in its layer, falling to zero on a cosine.
+    Each factor's step is a hundredth of its own root mean square in its layer, falling to zero on a cosine; of a
+    factor that starts at zero, of that at which it changes the weight by as much as ‖W‖, against its gradient.
 
     Args:
         weight: the weights [L, m, n] from factors with L in front.
@@ -101,17 +109,21 @@ def descend_all(
     Returns:
         For each layer the best factors seen, so never worse than its start, and their relative squared errors [L].
     """
-    scales = [f.square().mean(tuple(range(1, f.ndim)), keepdim=True).sqrt().clamp_min(1e-12) for f in start]
-    # Adam's steps are as large for every parameter: in units of its scale each layer has a step of its own.
-    units = [(f / scale).detach().requires_grad_() for f, scale in zip(start, scales, strict=True)]
     total = _squared(targets, moments).clamp_min(_TINY)
+
+    def errors_of(*factors: Tensor) -> Tensor:
+        return _squared(weight(*factors) - targets, moments) / total
+
+    # Adam's steps are as large for every parameter: in units of its scale each layer has a step of its own.
+    scales = _scales(errors_of, start)
+    units = [(f / scale).detach().requires_grad_() for f, scale in zip(start, scales, strict=True)]
     optimizer = torch.optim.Adam(units, lr=0.01, eps=1e-15)  # the gradients of a large layer are small
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     best, best_errors = [unit.detach().clone() for unit in units], torch.full_like(total, torch.inf)
     with torch.enable_grad():
         for step in range(steps + 1):
             factors = [unit * scale for unit, scale in zip(units, scales, strict=True)]
-            errors = _squared(weight(*factors) - targets, moments) / total
+            errors = errors_of(*factors)
             better = errors.detach() < best_errors
             best_errors = torch.where(better, errors.detach(), best_errors)
             for kept, unit in zip(best, units, strict=True):
@@ -124,13 +136,42 @@ def descend_all(
     return [unit * scale for unit, scale in zip(best, scales, strict=True)], best_errors
 
 
+def _scales(errors: Callable[..., Tensor], start: Sequence[Tensor]) -> list[Tensor]:
+    """The size of each factor's entries in its layer, [L, 1, …]: their root mean square, of zeros one to reach."""
+    scales = [_root_mean_square(factor) for factor in start]
+    for i, scale in enumerate(scales):
+        if (scale == 0).any():
+            scales[i] = torch.where(scale == 0, _scale_to_reach(errors, start, i), scale)
+    return [scale.clamp_min(1e-12) for scale in scales]
+
+
+def _root_mean_square(factor: Tensor) -> Tensor:
+    return factor.square().mean(tuple(range(1, factor.ndim)), keepdim=True).sqrt()
+
+
+def _scale_to_reach(errors: Callable[..., Tensor], start: Sequence[Tensor], i: int) -> Tensor:
+    """Root mean square of factor i, zero as yet, where it changes the weight by ‖W‖, against the errors' gradient G.
+
+    At −t·G the error of a weight that is linear in it is e − t·‖G‖² + (t·‖ΔW‖/‖W‖)²: that at t = 1/‖G‖² tells ‖ΔW‖.
+    """
+    with torch.enable_grad():
+        factor = start[i].detach().requires_grad_()
+        before = errors(*start[:i], factor, *start[i + 1 :])
+        (gradient,) = torch.autograd.grad(before.sum(), factor)
+    moved = gradient / gradient.square().sum(tuple(range(1, factor.ndim)), keepdim=True).clamp_min(_TINY)
+    with torch.no_grad():
+        change = errors(*start[:i], factor - moved, *start[i + 1 :]) - before + 1
+    # No error is below zero, hence ≥ ¼ where e ≤ 1.
+    return _root_mean_square(moved) / change.clamp_min(0.25).sqrt().reshape(-1, *[1] * (factor.ndim - 1))
+
+
 def descend(
     factorization: "Factorization",
     start: dict[str, Tensor],
     target: Tensor,
     steps: int,
     moment: Tensor | None = None,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], float]:
     """`descend_all` for one weight [m, n] of any factorization; integer factors stay as they are."""
     trained = [name for name, factor in start.items() if factor.is_floating_point()]
 
@@ -138,10 +179,10 @@ def descend(
         values = start | {name: factor[0] for name, factor in zip(trained, factors, strict=True)}
         return factorization.weight(*values.values())[None]
 
-    found, _ = descend_all(
+    found, errors = descend_all(
         weight, [start[name][None] for name in trained], target[None], steps, None if moment is None else moment[None]
     )
-    return start | {name: factor[0] for name, factor in zip(trained, found, strict=True)}
+    return start | {name: factor[0] for name, factor in zip(trained, found, strict=True)}, errors.item()
 
 
 @torch.no_grad()

@@ -131,6 +131,7 @@ def cached_weights(model: nn.Module) -> Generator[None]:
     the block the factors must not change; with gradients enabled the layers compute as always.
     """
     layers = [module for module in model.modules() if isinstance(module, FactorizedLayer)]
+    before = [layer._served for layer in layers]  # in a block of another
     with torch.no_grad():
         for layer in layers:
             factors = layer.factors()
@@ -141,5 +142,5 @@ def cached_weights(model: nn.Module) -> Generator[None]:
     try:
         yield
     finally:
-        for layer in layers:
-            layer._served = None
+        for layer, served in zip(layers, before, strict=True):
+            layer._served = served

@@ -1,6 +1,8 @@
 """Mixtures of the sine: with the low-rank matrix itself, and with its overtones. A handful of parameters more."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 from sinelr_lightning.layers.factorization import FactorGroup, product_type, wide
 from sinelr_lightning.layers.select import thin_nodes
 from sinelr_lightning.layers.sine_kin import SineKin
-from sinelr_lightning.layers.sine_low_rank import SineLowRank
+from sinelr_lightning.layers.sine_low_rank import sine_of
 from sinelr_lightning.layers.sine_ops import sine_linear
 
 __all__ = ["FourierLowRank", "ResidualSine"]
@@ -56,11 +58,16 @@ class ResidualSine(SineKin):
 
     def served(self, U: Tensor, V: Tensor, mix: Tensor) -> tuple[Tensor, ...]:
         """(W,), or thin factors with those of the low-rank part beside the sine's."""
-        settings = (self.rank, self.frequency, self.gain, self.phase_spread, self.lr_multiplier)
-        sine, (a, b) = SineLowRank(*settings).served(U, V), mix
+        sine, (a, b) = sine_of(self).served(U, V), mix
         if len(sine) == 1:
             return (self.weight(U, V, mix),)
         return torch.cat([a * U, b * sine[0]], 1), torch.cat([V.t(), sine[1]])
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """Those of the sine, with a = 0 and b = 1."""
+        for sine, factors in sine_of(self).starts(target, moment):
+            family = replace(self, frequency=sine.frequency, gain=sine.gain)
+            yield family, {**factors, "mix": target.new_tensor([0.0, 1.0])}
 
     def groups(self) -> dict[str, FactorGroup]:
         """As those of the sine; the scalars do not decay either."""

@@ -1,12 +1,15 @@
 """The Hadamard product of two low-rank matrices: FedPara, called LoHa where it is an adapter."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import Factorization, check_rank, check_rank_given, kaiming_factors, wide
+from sinelr_lightning.layers.fit import best_low_rank
 
 __all__ = ["FedPara"]
 
@@ -45,3 +48,15 @@ class FedPara(Factorization):
     def weight(self, U1: Tensor, V1: Tensor, U2: Tensor, V2: Tensor) -> Tensor:
         """(U1·V1ᵀ) ∘ (U2·V2ᵀ), [m, n]."""
         return (wide(U1) @ wide(V1).t()) * (wide(U2) @ wide(V2).t())
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """The truncated SVD, over a constant, as the first product; the second is that constant everywhere.
+
+        The constant gives both products one size. The second has it from its first columns alone: those of U₂ that
+        follow are zero, those of V₂ random.
+        """
+        u1, v1 = best_low_rank(target, self.rank, moment)
+        root = (u1 @ v1.t()).square().mean().clamp_min(1e-30) ** (1 / 8)
+        u2, v2 = torch.zeros_like(u1), torch.randn_like(v1)
+        u2[:, 0] = v2[:, 0] = 1
+        yield self, {"U1": u1 / root, "V1": v1 / root, "U2": u2 * root, "V2": v2 * root}

@@ -1,12 +1,15 @@
 """A sum of Kronecker products."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
+from sinelr_lightning.layers.fit import best_low_rank, best_scale
 
 __all__ = ["Kronecker", "balanced", "check_fewer"]
 
@@ -63,17 +66,41 @@ class Kronecker(Factorization):
         return torch.einsum("rac,rbd->abcd", wide(A), wide(B)).reshape(m1 * m2, n1 * n2)
 
     def linear(self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
-        """Σ_i A_i·X·B_iᵀ + bias with each row of x as a matrix X [n₁, n₂]: W is never formed."""
+        """Σ_i A_i·X·B_iᵀ + bias with each row of x as a matrix X [n₁, n₂]; W is formed where that is cheaper."""
+        if self._formed_is_cheaper(A, B):
+            return super().linear(x, bias, A, B)
         grid = x.reshape(*x.shape[:-1], A.shape[2], B.shape[2])
         right = torch.einsum("...cd,rbd->...rcb", grid, B.to(x.dtype))
         y = torch.einsum("...rcb,rac->...ab", right, A.to(x.dtype)).flatten(-2)
         return y if bias is None else y + bias.to(y.dtype)
 
     def multiply_adds(self, A: Tensor, B: Tensor) -> int:
-        """rank·n₁·m₂·(n₂ + m₁)."""
+        """rank·n₁·m₂·(n₂ + m₁), or m·n where that is less."""
         (rank, m1, n1), (_, m2, n2) = A.shape, B.shape
-        return rank * n1 * m2 * (n2 + m1)
+        return min(rank * n1 * m2 * (n2 + m1), m1 * m2 * n1 * n2)
 
-    def served(self, *factors: Tensor) -> tuple[Tensor, ...]:
-        """Nothing: the factors multiply less than the weight would."""
-        return ()
+    def served(self, A: Tensor, B: Tensor) -> tuple[Tensor, ...]:
+        """Nothing while the factors multiply less than the weight would, else the weight."""
+        return (self.weight(A, B),) if self._formed_is_cheaper(A, B) else ()
+
+    def _formed_is_cheaper(self, A: Tensor, B: Tensor) -> bool:
+        """Whether the products of many terms would take as much as the weight."""
+        return self.multiply_adds(A, B) == A[0].numel() * B[0].numel()
+
+    def fit_all(
+        self, targets: Tensor, moments: Tensor | None = None, steps: int = 300
+    ) -> list[tuple[Self, dict[str, Tensor]]]:
+        """The best there is by a singular value decomposition; with moments, descended to from there."""
+        return super().fit_all(targets, moments, 0 if moments is None else steps)
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """The truncated SVD of W rearranged to [m₁·n₁, m₂·n₂], which is Σ_i vec(A_i)·vec(B_i)ᵀ for the products.
+
+        Van Loan and Pitsianis 1993, Approximation with Kronecker products, section 2.
+        """
+        (m1, m2), (n1, n2) = map(balanced, target.shape)
+        rearranged = target.reshape(m1, m2, n1, n2).transpose(1, 2).reshape(m1 * n1, m2 * n2)
+        left, right = best_low_rank(rearranged, self.rank)
+        a, b = left.t().reshape(-1, m1, n1), right.t().reshape(-1, m2, n2)
+        scale = 1.0 if moment is None else best_scale(self.weight(a, b), target, moment)
+        yield self, {"A": a * scale, "B": b}

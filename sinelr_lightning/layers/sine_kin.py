@@ -1,8 +1,9 @@
 """What the sine shares with the factorizations that put something else, or something more, in its place."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from sinelr_lightning.layers.factorization import (
     check_rank_given,
     kaiming_factors,
 )
+from sinelr_lightning.layers.fit import best_low_rank, best_scale
 from sinelr_lightning.layers.sine_ops import phase_of
 
 __all__ = ["SineKin"]
@@ -71,6 +73,29 @@ class SineKin(Factorization):
     def sine_weight(self, U: Tensor, V: Tensor) -> Tensor:
         """sin(ω·U·Vᵀ)/g, [m, n], in float32 or wider."""
         return torch.sin(self.phases(U, V)) / self.divisor(V.shape[0])
+
+    def phases_towards(self, target: Tensor) -> Tensor:
+        """Phases [m, n] that give a weight proportional to `target` while they are small: itself, for a sine."""
+        return target
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """The best low-rank phases towards the target, scaled to reach 0.02, 2 and 4 rad, each with its best gain.
+
+        At 0.02 rad a sine is linear up to 0.007 %, hence no worse than the truncated SVD.
+        """
+        left, right = best_low_rank(self.phases_towards(target), self.rank, moment)
+        largest = (left @ right.t()).abs().amax().clamp_min(1e-30)
+        fresh = {name: factor.to(target.device) for name, factor in self.factors(*target.shape).items()}
+        omega = self.omega(target.shape[1])
+        for phase in (0.02, 2.0, 4.0):
+            root = (phase / (omega * largest)).sqrt()
+            factors = fresh | {"U": left * root, "V": right * root}
+            family = replace(self, frequency=omega, gain=1.0)
+            share = best_scale(family.weight(**factors), target, moment)
+            if share > 0:
+                yield replace(family, gain=1 / share), factors
+            else:  # of another sign everywhere, as a weight below zero is for relu
+                yield self, factors | {"U": torch.zeros_like(left)}
 
     def groups(self) -> dict[str, FactorGroup]:
         """The factors do not decay: decay would shrink the phases, and with them the rank, not the weight."""

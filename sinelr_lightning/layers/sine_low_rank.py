@@ -14,7 +14,7 @@ from sinelr_lightning.layers.select import thin_nodes
 from sinelr_lightning.layers.sine_kin import SineKin
 from sinelr_lightning.layers.thin import thin_factors
 
-__all__ = ["SineLowRank"]
+__all__ = ["SineLowRank", "sine_of"]
 
 
 @dataclass(frozen=True)
@@ -122,3 +122,8 @@ class SineLowRank(SineKin):
             (replace(self, gain=gain.item(), frequency=omega), {"U": u, "V": v})
             for u, v, gain in zip(*best, strict=True)
         ]
+
+
+def sine_of(kin: SineKin) -> SineLowRank:
+    """The sine with the hyperparameters of one of its kin."""
+    return SineLowRank(kin.rank, kin.frequency, kin.gain, kin.phase_spread, kin.lr_multiplier, kin.balanced)

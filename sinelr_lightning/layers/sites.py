@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from sinelr_lightning.layers.factorization import Factorization
 from sinelr_lightning.layers.factorized import (
@@ -90,19 +91,23 @@ class Site:
             pack(self.module, {part: self._packed(matrix) for part, matrix in self.matrices.items()})
             return
         matrix = self.matrices[""]
-        made = self._made(matrix, lambda: _layer(self.module, matrix.factory))
+        made = self._made(matrix, self.module.weight, lambda: _layer(self.module, matrix.factory))
         if isinstance(self.module.bias, Tensor) and isinstance(made.bias, Tensor):
             made.bias.copy_(self.module.bias)
+            made.bias.requires_grad_(self.module.bias.requires_grad)
         for name in self.names:
             model.set_submodule(name, made)
 
     def _packed(self, matrix: Matrix) -> FactorizedMatrix:
         assert isinstance(matrix.factory, Factorization)
         factorization, shape = matrix.factory, matrix.weight.shape
-        return self._made(matrix, lambda: FactorizedMatrix(factorization, *shape))
+        return self._made(matrix, self.module.in_proj_weight, lambda: FactorizedMatrix(factorization, *shape))
 
-    def _made(self, matrix: Matrix, make: Callable[[], Any]) -> Any:
-        """The layer with the old one's device, type and mode, and the fitted factors where there are some."""
+    def _made(self, matrix: Matrix, replaced: Any, make: Callable[[], Any]) -> Any:
+        """The layer with the old one's device, type and mode, and the fitted factors where there are some.
+
+        It is frozen if the weight that it replaces was.
+        """
         weight = matrix.weight
         if weight.is_meta:
             with torch.device("meta"):
@@ -110,6 +115,8 @@ class Site:
         else:
             made = make()  # drawn on the CPU: the same factors on any device
         made.to(device=weight.device, dtype=weight.dtype).train(self.module.training)
+        if not replaced.requires_grad:
+            made.requires_grad_(False)
         if isinstance(made, FactorizedLayer) and isinstance(matrix.made_with, Factorization):
             made._made_with = matrix.made_with
         if matrix.fitted is not None:
@@ -127,8 +134,13 @@ class Site:
                 return f"{type(module).__name__} may read its projection in another way than nn.MultiheadAttention"
             if module.in_proj_weight is None:
                 return "its projections are bare parameters of several sizes (kdim or vdim is not embed_dim)"
+        elif stacked := _stacked_parameters(module):
+            return f"its stacked matrices ({', '.join(stacked)}) belong to no linear layer or convolution"
         elif not self.matrices:
             return f"{type(module).__name__} uses its weights in ways of its own"
+        for name in ("in_proj_weight",) if isinstance(module, nn.MultiheadAttention) else ("weight", "bias"):
+            if name not in module._parameters:
+                return f"its {name} is made of other parameters and buffers (weight_norm, spectral_norm or prune)"
         for matrix in self.matrices.values():
             reason = self._refusal_of(matrix)
             if reason:
@@ -160,7 +172,7 @@ def find_sites(model: nn.Module, factory: LinearFactory) -> dict[str, Site]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention) and not isinstance(module, FactorizedAttention):
             place = f"{name}.in_proj_weight".lstrip(".")
-        elif name and (_is_linear(module) or isinstance(module, _OTHERS)):
+        elif name and (_is_linear(module) or isinstance(module, _OTHERS) or _stacked_parameters(module)):
             place = name
         else:
             continue
@@ -170,6 +182,17 @@ def find_sites(model: nn.Module, factory: LinearFactory) -> dict[str, Site]:
         site.names.append(place)
         found[place] = site
     return found
+
+
+def _stacked_parameters(module: nn.Module) -> list[str]:
+    """Names of the module's own parameters that hold many matrices, such as the experts of a mixture.
+
+    Those of the layers that are known are none, nor is a position embedding `[1, tokens, width]`.
+    """
+    if isinstance(module, (*_OTHERS, FactorizedLayer, ParametrizationList)):
+        return []
+    own = [(name, p) for name, p in module.named_parameters(recurse=False) if not nn.parameter.is_lazy(p)]
+    return [name for name, parameter in own if sum(size > 1 for size in parameter.shape) >= 3]
 
 
 def _is_linear(module: nn.Module) -> bool:

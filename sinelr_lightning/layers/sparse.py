@@ -1,14 +1,18 @@
 """A low-rank matrix, or the sine of one, plus a sparse one with a fixed random support."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
+from sinelr_lightning.layers.fit import best_low_rank
 from sinelr_lightning.layers.low_rank import LowRank
 from sinelr_lightning.layers.sine_kin import SineKin
+from sinelr_lightning.layers.sine_low_rank import sine_of
 
 __all__ = ["SparseLowRank", "SparseSine"]
 
@@ -64,6 +68,12 @@ class SparseLowRank(Factorization):
         """The weight [m, n]."""
         return _with_sparse(wide(U * self.scale) @ wide(V).t(), index, values)
 
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """The truncated SVD, with values of zero."""
+        u, v = best_low_rank(target, self.rank, moment)
+        start = {name: factor.to(target.device) for name, factor in self.factors(*target.shape, zero=True).items()}
+        yield self, start | {"U": u / self.scale, "V": v}
+
 
 @dataclass(frozen=True)
 class SparseSine(SineKin):
@@ -93,3 +103,10 @@ class SparseSine(SineKin):
     def weight(self, U: Tensor, V: Tensor, index: Tensor, values: Tensor) -> Tensor:
         """The weight [m, n]."""
         return _with_sparse(self.sine_weight(U, V), index, values)
+
+    def starts(self, target: Tensor, moment: Tensor | None = None) -> Iterable[tuple[Self, dict[str, Tensor]]]:
+        """Those of the sine, with values of zero."""
+        sparse = {name: factor.to(target.device) for name, factor in _support(*target.shape, self.density).items()}
+        sparse["values"] = torch.zeros_like(sparse["values"])
+        for sine, factors in sine_of(self).starts(target, moment):
+            yield replace(self, frequency=sine.frequency, gain=sine.gain), factors | sparse

@@ -6,7 +6,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sinelr_lightning.layers import Dense, FactorizedLinear, LowRank, SineLowRank, convert, summarize
+from sinelr_lightning.layers import (
+    BlockTensorTrain,
+    Dense,
+    FactorizedLinear,
+    Kronecker,
+    LowRank,
+    SineLowRank,
+    cached_weights,
+    convert,
+    summarize,
+)
 from sinelr_lightning.layers.budget import Costs, allocate
 
 from .families import ShuffledLowRank
@@ -204,3 +214,22 @@ def plain() -> nn.Module:
     made = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 1))
     convert(made, SineLowRank(4))
     return made
+
+
+def test_layers_too_small_for_a_second_rank_keep_the_first():
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(16, 16))
+    result = convert(net, BlockTensorTrain(1), budget=0.6)
+    assert result.ranks == {"0": 2, "1": 1}
+
+
+def test_a_kronecker_budget_multiplies_no_more_than_dense():
+    net, x = nn.Sequential(nn.Linear(64, 48)), torch.randn(3, 64)
+    convert(net, Kronecker(1), budget=0.9)
+    (layer,) = summarize(net).layers
+    rank = net[0].factorization.rank
+    assert rank * 8 * 8 * (8 + 6) > layer.dense_multiply_adds == layer.multiply_adds
+    expected = torch.nn.functional.linear(x, net[0].weight, net[0].bias)
+    torch.testing.assert_close(net(x), expected)
+    with torch.no_grad(), cached_weights(net):
+        assert [matrix.shape for matrix in net[0]._served] == [(48, 64)]
+        torch.testing.assert_close(net(x), expected)

@@ -11,6 +11,7 @@ from sinelr_lightning.layers import (
     Dense,
     FactorizedConv2d,
     FactorizedLinear,
+    Kronecker,
     LowRank,
     SineLowRank,
     convert,
@@ -307,3 +308,89 @@ def test_same_padding_with_a_padding_mode():
 def test_a_budget_with_nothing_to_convert():
     with pytest.raises(ValueError, match="budget"):
         convert(nn.Sequential(nn.LSTM(64, 64)), SineLowRank(2), budget=0.5)
+
+
+# ------------------------------------------------------------------------------------------- what stays as it was
+
+
+@pytest.mark.parametrize("init", ["fresh", "fit"])
+def test_what_was_frozen_stays_frozen(init: str):
+    model = nn.ModuleDict(
+        {
+            "frozen": nn.Linear(32, 32),
+            "bias": nn.Linear(32, 32),  # its bias alone is trained
+            "trained": nn.Conv1d(16, 16, 3),
+            "attention": nn.MultiheadAttention(32, 2),
+        }
+    )
+    model["frozen"].requires_grad_(False)
+    model["bias"].weight.requires_grad_(False)
+    model["attention"].requires_grad_(False)
+    assert not convert(model, SineLowRank(2), init=init).skipped
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sorted(trained) == ["bias.bias", "trained.U", "trained.V", "trained.bias"]
+
+
+def test_weights_that_are_made_of_other_parameters_are_left():
+    model = nn.ModuleDict({name: nn.Linear(32, 32) for name in ("normed", "spectral", "pruned", "bias", "good")})
+    model["attention"] = nn.MultiheadAttention(32, 2)
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model["normed"])
+    nn.utils.spectral_norm(model["spectral"])
+    nn.utils.prune.l1_unstructured(model["pruned"], "weight", 0.5)
+    nn.utils.prune.l1_unstructured(model["bias"], "bias", 0.5)
+    nn.utils.prune.l1_unstructured(model["attention"], "in_proj_weight", 0.5)
+    before = {name: type(module) for name, module in model.named_modules()}
+    result = convert(model, LowRank(2), exclude="*.out_proj")
+    assert result.converted == ["good"]
+    made = "is made of other parameters and buffers (weight_norm, spectral_norm or prune)"
+    assert result.skipped == {
+        **dict.fromkeys(("normed", "spectral", "pruned"), f"its weight {made}"),
+        "bias": f"its bias {made}",
+        "attention.in_proj_weight": f"its in_proj_weight {made}",
+    }
+    changed = [name for name, module in model.named_modules() if type(module) is not before[name]]
+    assert changed == ["good"]
+
+
+def test_stacks_of_matrices_are_named():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Parameter(torch.randn(4, 32, 64)), nn.Parameter(torch.randn(4, 64, 32))
+            self.position = nn.Parameter(torch.randn(1, 10, 32))  # one matrix
+
+    model = nn.ModuleDict({"experts": Experts(), "router": nn.Linear(32, 32), "lazy": nn.LazyBatchNorm1d()})
+    result = convert(model, Kronecker(1))
+    assert result.converted == ["router"]
+    assert result.skipped == {"experts": "its stacked matrices (up, down) belong to no linear layer or convolution"}
+    assert list(convert(nn.ModuleDict({"made": model["router"], "other": nn.Linear(8, 8)}), LowRank(1)).skipped) == []
+
+
+def test_one_pattern_needs_no_list():
+    def named() -> nn.Module:
+        return nn.ModuleDict({"encoder": nn.Linear(32, 32), "decoder": nn.Linear(32, 32), "head": nn.Linear(32, 32)})
+
+    assert convert(named(), LowRank(1), include="*coder", exclude="de*").converted == ["encoder"]
+    assert convert(named(), LowRank(1), include=lambda name, m: name > "e").converted == ["encoder", "head"]
+
+
+def test_a_state_that_does_not_fit_changes_no_layer():
+    def budgeted(budget: float) -> nn.Module:
+        model = nn.Sequential(nn.Linear(32, 24))
+        convert(model, SineLowRank(3), budget=budget)
+        return model
+
+    other, model = budgeted(0.9).state_dict(), budgeted(0.5)
+    rank = model[0].factorization.rank
+    assert int(other["0.hyper.rank"]) > rank
+    for broken in (
+        {key: value for key, value in other.items() if key != "0.V"},
+        other | {"0.V": other["0.V"][:-1]},
+        other | {"0.hyper.rank": torch.tensor(2)},
+    ):
+        with pytest.raises(RuntimeError, match=r"0\.hyper: SineLowRank\(rank=\d+.* has factors U \[24, \d+\], V"):
+            model.load_state_dict(broken)
+        assert model[0].factorization.rank == rank == model[0].U.shape[1]
+    model.load_state_dict(other)
+    assert model[0].factorization.rank == int(other["0.hyper.rank"])

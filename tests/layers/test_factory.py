@@ -1,10 +1,13 @@
 import dataclasses
 import functools
 
+import lightning.pytorch as L
 import pytest
+import torch
 from torch import nn
 
 from sinelr_lightning.layers import Dense, LinearFactory, LowRank, SineLowRank
+from sinelr_lightning.layers.factory import families
 
 
 class UsersOwn:
@@ -66,3 +69,41 @@ def test_factories_are_values():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SineLowRank(3).rank = 4
     assert type(Dense()(3, 4)) is nn.Linear
+
+
+# -------------------------------------------------------------------------------------------------- in checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class UsersFamily(LowRank):
+    """A family that is not of the package."""
+
+
+class Net(L.LightningModule):
+    def __init__(self, linear: LinearFactory) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = linear(32, 24)
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.net(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("factory", [SineLowRank(2, frequency=7.0), UsersFamily(2)], ids=str)
+def test_checkpoints_hold_factories_as_hyperparameters(factory: LinearFactory, tmp_path):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(Net(factory), torch.utils.data.DataLoader(torch.randn(4, 32), batch_size=4))
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = Net.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    assert loaded.hparams["linear"] == factory
+    assert torch.equal(loaded.net.U, trainer.lightning_module.net.U)
+
+
+def test_every_factory_is_a_safe_global():
+    known = torch.serialization.get_safe_globals()
+    assert {"Dense", "Kronecker", "SineLowRank", "UsersFamily"} <= families(LinearFactory).keys()
+    assert all(family in known for family in families(LinearFactory).values())

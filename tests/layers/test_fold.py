@@ -101,6 +101,16 @@ def test_cached_weights_are_dropped_also_after_an_error():
     assert model[0]._served is None
 
 
+def test_cached_weights_go_on_after_an_inner_block():
+    model = nn.Sequential(SineLowRank(3)(32, 32), SineLowRank(3)(32, 32))
+    with cached_weights(model):
+        outer = [layer._served for layer in model]
+        with cached_weights(model[0]):
+            pass
+        assert [layer._served for layer in model] == outer and None not in outer
+    assert [layer._served for layer in model] == [None, None]
+
+
 def test_cached_weights_under_autocast_and_in_other_types():
     model, x = nn.Sequential(SineLowRank(1)(64, 64), LowRank(2)(64, 64)), torch.randn(2, 64)
     with torch.inference_mode(), cached_weights(model):

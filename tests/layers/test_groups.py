@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -39,3 +40,10 @@ def test_every_trainable_parameter_once():
 def test_an_optimizer_takes_them():
     optimizer = torch.optim.AdamW(parameter_groups(model(), weight_decay=0.01), lr=1e-3)
     assert [g["lr_multiplier"] for g in optimizer.param_groups] == [1.0, 1.0, 3.0]
+
+
+def test_each_group_trains_at_its_own_rate():
+    groups = parameter_groups(model(), weight_decay=0.01, lr=1e-3)
+    rates = {group["lr_multiplier"]: group["lr"] for group in torch.optim.AdamW(groups).param_groups}
+    assert rates == {1.0: 1e-3, 3.0: pytest.approx(3e-3)}
+    assert all("lr" not in group for group in parameter_groups(model()))

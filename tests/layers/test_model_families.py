@@ -27,6 +27,7 @@ LEFT = {
     "LSTM": {"memory": "LSTM uses its weights in ways of its own"},
     "BERT": {"classifier": "not below"},
     "GPT-2": {"lm_head": "shared"},
+    "Mixtral": {"*.experts": "its stacked matrices"},
     "T5": {"lm_head": "shared"},
     "Whisper": {"proj_out": "shared"},
     "wav2vec 2.0": {"*.pos_conv_embed.conv": "in ways of its own"},

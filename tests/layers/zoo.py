@@ -171,6 +171,15 @@ ZOO: dict[str, Family] = {
         _logits,
         "transformers",
     ),
+    "Mixtral": Family(
+        _transformer(
+            "MixtralForCausalLM", "MixtralConfig", intermediate_size=96, num_key_value_heads=2, num_local_experts=4,
+            **TEXT,
+        ),
+        _tokens(),
+        _logits,
+        "transformers",
+    ),
     "T5": Family(
         _transformer(
             "T5ForConditionalGeneration", "T5Config", vocab_size=60, d_model=48, d_kv=12, d_ff=96, num_layers=2,
