@@ -1,25 +1,35 @@
 """`sinelr compare`: methods on one task under one budget, each at its own best learning rate, over seeds."""
 
+import ctypes
+import hashlib
 import json
 import logging
 import math
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from sinelr_lightning.comparison.plan import Case, Plan, Run, parsed_floats, parsed_ints
+from sinelr_lightning.comparison.queue import Queue
 from sinelr_lightning.errors import UserError, first_line
 from sinelr_lightning.runs import versions
 
 __all__ = ["compare"]
 
 log = logging.getLogger(__name__)
+
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: a fork must load nothing
+_PR_SET_PDEATHSIG = 1
 
 
 def compare(
@@ -31,7 +41,7 @@ def compare(
     metric: str | None = None,
     mode: str | None = None,
     steps: int | None = None,
-    seconds: float | None = None,
+    seconds: int | None = None,
     where: str = "model.linear",
     where_lr: str = "model.optimizer.lr",
     options: str = "",
@@ -55,7 +65,7 @@ def compare(
             checkpoint.
         mode: max where more of it is better, min where less is; by default the model's `mode`.
         steps: Optimiser steps of each run; by default the configuration's.
-        seconds: Time of each run instead of steps.
+        seconds: Time of each run instead of steps; a schedule then follows the share of it that is over.
         where: The setting that takes the layers; model.adapter for language models.
         where_lr: The setting that takes the learning rate.
         options: More options for each `sinelr fit`, as one string.
@@ -67,24 +77,41 @@ def compare(
     """
     if steps is not None and seconds is not None:
         raise UserError("give steps or seconds, not both")
+    if steps is not None and steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}")
+    if seconds is not None and seconds < 1:
+        raise UserError(f"seconds must be at least 1, got {seconds}")
     if mode not in (None, "max", "min"):
         raise UserError(f"mode must be max or min, got {mode!r}")
     settings = _read(config)
     if equal not in ("ranks", "parameters"):
         raise UserError(f"equal must be ranks or parameters, got {equal!r}")
     cases = _cases(linear, parsed_ints(rank, "rank"))
-    if equal == "parameters":
-        from sinelr_lightning.commands.equal_parameters import of_equal_parameters
-
-        cases = of_equal_parameters(cases, settings, where, options)
     metric, mode = _goal(settings, metric, mode)
     rates = parsed_floats(lrs, "lrs") if lrs else _around(settings, where_lr)
-    plan = Plan(cases, rates, _seeds(seeds), metric, mode, config, where, where_lr, steps, seconds, options)
-    from sinelr_lightning.comparison.queue import Queue
+    numbers = _seeds(seeds)
+    from sinelr_lightning.commands.equal_parameters import check_ranks, of_equal_parameters
+
+    if equal == "parameters":
+        cases = of_equal_parameters(cases, settings, where, options)
+    else:
+        check_ranks(cases, settings, where, options)
+    plan = Plan(
+        cases, rates, numbers, metric, mode, config, where, where_lr, steps, seconds, options, _digest(config)
+    )
     from sinelr_lightning.comparison.report import write_report
 
     folder = Path(out)
-    queue = Queue(storage or str(folder / "queue.journal"), plan, folder / "claims")
+    option = "--storage" if storage else "--out"
+    queue = Queue(storage or str(folder / "queue.journal"), plan, folder / "claims", option)
+    with _ending_on_sigterm():
+        _work(queue, plan, folder)
+    text = write_report(plan, queue.results(), queue.details(), folder)
+    sys.stdout.write(f"{text}\n{folder}/compare.md, compare.csv, compare.png\n  tensorboard --logdir {folder}\n")
+
+
+def _work(queue: Queue, plan: Plan, folder: Path) -> None:
+    """Do runs until none is left."""
     before, began = len(queue.results()), time.monotonic()
     while (taken := queue.next()) is not None:
         run, ticket = taken
@@ -95,14 +122,31 @@ def compare(
             left = f", about {_clock(each * (plan.total() - done))} left"
         log.info("%s (%d of %d done%s)", run.name, done, plan.total(), left)
         try:
-            with queue.working(ticket):
-                value, details = _train(run, plan, folder)
+            with queue.working(ticket) as name_child:
+                value, details = _train(run, plan, folder, name_child)
         except BaseException:
             queue.give_back(ticket)
             raise
         queue.done(ticket, value, details)
-    text = write_report(plan, queue.results(), queue.details(), folder)
-    sys.stdout.write(f"{text}\n{folder}/compare.md, compare.csv, compare.png\n  tensorboard --logdir {folder}\n")
+
+
+@contextmanager
+def _ending_on_sigterm() -> Generator[None]:
+    """Have SIGTERM end the command with 143, the run that it does being stopped and given back before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave the run behind
+        log.info("stopping; the same command goes on")
+        raise SystemExit(128 + signum)
+
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 # --------------------------------------------------------------------------------------------------- what is asked
@@ -119,6 +163,10 @@ def _read(config: str) -> dict[str, Any]:
     if not isinstance(settings, dict) or "class_path" not in (settings.get("model") or {}):
         raise UserError(f"{config} has no model.class_path: give the configuration of a sinelr fit")
     return settings
+
+
+def _digest(config: str) -> str:
+    return hashlib.sha256(Path(config).read_bytes()).hexdigest()
 
 
 def _cases(linear: str, ranks: tuple[int, ...]) -> tuple[Case, ...]:
@@ -189,16 +237,23 @@ def _around(settings: dict[str, Any], where_lr: str) -> tuple[float, ...]:
         lr = lr if isinstance(lr, dict) else {}
         lr = lr.get(name, (lr.get("init_args") or {}).get(name))
     try:
-        return tuple(float(f"{float(lr) * factor:.3g}") for factor in (1 / 3, 1, 3))
+        middle = float(lr)
     except (TypeError, ValueError):
-        raise UserError(f"the configuration names no {where_lr}: give --lrs 1e-3,3e-3,1e-2") from None
+        middle = 0.0
+    if not 0 < middle < math.inf:
+        raise UserError(f"the configuration names no {where_lr} above 0: give --lrs 1e-3,3e-3,1e-2")
+    return tuple(float(f"{middle * factor:.3g}") for factor in (1 / 3, 1, 3))
 
 
 # ------------------------------------------------------------------------------------------------------ one run
 
 
-def _train(run: Run, plan: Plan, folder: Path) -> tuple[float | None, dict[str, Any]]:
+def _train(
+    run: Run, plan: Plan, folder: Path, name_child: Callable[[int], None]
+) -> tuple[float | None, dict[str, Any]]:
     """Train in a process of its own, or go on where an earlier one was stopped; value and notes."""
+    if _digest(plan.config) != plan.digest:
+        raise UserError(f"{plan.config} has changed since the comparison began: put it back, or name another --out")
     home, log_file = folder / "runs" / run.name, folder / "logs" / f"{run.name}.log"
     sinelr = [sys.executable, "-m", "sinelr_lightning"]
     begun = versions(home)[:1]
@@ -207,13 +262,13 @@ def _train(run: Run, plan: Plan, folder: Path) -> tuple[float | None, dict[str, 
             wanted = ["--ckpt_path", str(begun[0])]
         else:
             wanted = _settings(run, plan, folder)
-        if code := _logged([*sinelr, "fit", *wanted], log_file):
+        if code := _logged([*sinelr, "fit", *wanted], log_file, name_child):
             return _died(run, code, home, log_file)
     version = versions(home)[0]
     fit = _metrics(version)["fit"]
     if (fit.get("last") or {}).get("step") != fit["steps"]:  # the budget ended between two validations
         last = version / "checkpoints" / "last.ckpt"
-        if code := _logged([*sinelr, "validate", "--ckpt_path", str(last)], log_file):
+        if code := _logged([*sinelr, "validate", "--ckpt_path", str(last)], log_file, name_child):
             return _died(run, code, home, log_file)
     return _value(run, plan, version)
 
@@ -225,17 +280,35 @@ def _settings(run: Run, plan: Plan, folder: Path) -> list[str]:
         wanted += [f"--{plan.where}.rank", str(run.case.rank)]
     wanted += [f"--{plan.where_lr}={run.lr!r}", f"--seed_everything={run.seed}"]
     if plan.steps is not None:
-        wanted.append(f"--trainer.max_steps={plan.steps}")
+        wanted += [f"--trainer.max_steps={plan.steps}", "--trainer.max_epochs=-1"]
     if plan.seconds is not None:
-        wanted += ["--trainer.max_steps=-1", f"--trainer.max_time={_days_to_seconds(plan.seconds)}"]
+        wanted += ["--trainer.max_steps=-1", "--trainer.max_epochs=-1"]
+        wanted.append(f"--trainer.max_time={_days_to_seconds(plan.seconds)}")
     return [*wanted, f"--runs_dir={folder / 'runs'}", f"--name={run.name}", *shlex.split(plan.options)]
 
 
-def _logged(command: list[str], log_file: Path) -> int:
-    """Run a command, all that it says going into the file; its exit code."""
+def _logged(command: list[str], log_file: Path, name_child: Callable[[int], None]) -> int:
+    """Run a command, all that it says going into the file; its exit code. It does not outlive this one."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("a") as file:
-        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    die = _die_with_parent if _prctl else None
+    with (
+        log_file.open("a") as file,
+        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=die) as process,
+    ):
+        try:
+            if die is None:
+                name_child(process.pid)
+            return process.wait()
+        except BaseException:
+            process.terminate()  # a fit saves before it ends
+            process.wait()
+            raise
+
+
+def _die_with_parent() -> None:
+    """Have the system kill this process when its parent is killed, which cannot do it itself."""
+    assert _prctl is not None
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _metrics(version: Path) -> dict[str, Any]:
@@ -288,10 +361,9 @@ def _value(run: Run, plan: Plan, version: Path) -> tuple[float | None, dict[str,
     )
 
 
-def _days_to_seconds(seconds: float) -> str:
+def _days_to_seconds(seconds: int) -> str:
     """As Lightning takes a time: DD:HH:MM:SS."""
-    whole = max(1, round(seconds))
-    return f"{whole // 86400:02d}:{whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{seconds // 86400:02d}:{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def _clock(seconds: float) -> str:

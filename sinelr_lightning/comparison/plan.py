@@ -58,6 +58,7 @@ class Plan:
         metric: what is compared, as the run's validation logs it.
         mode: "max" where more is better, else "min".
         config: YAML file of the runs.
+        digest: of what the file holds, so that runs of an edited one are not put beside those before.
         where, where_lr: the settings that take the layers and the learning rate.
         steps, seconds: budget of a run; the configuration's steps if both are None.
         options: more options of `sinelr fit`.
@@ -72,32 +73,36 @@ class Plan:
     where: str = "model.linear"
     where_lr: str = "model.optimizer.lr"
     steps: int | None = None
-    seconds: float | None = None
+    seconds: int | None = None
     options: str = ""
+    digest: str = ""
 
     @property
     def budget(self) -> str:
         """In words."""
         if self.steps is not None:
             return f"{self.steps:,} steps"
-        return "the configuration's steps" if self.seconds is None else f"{self.seconds:g} seconds"
+        return "the configuration's steps" if self.seconds is None else f"{self.seconds:,} seconds"
 
     def describe(self) -> dict:
         """As plain values, to compare one plan with another."""
         return asdict(self)
 
     def wanted(self, results: Mapping[str, float | None]) -> list[Run]:
-        """The runs to do, as far as `results` (run name → value, None for one that died) decides them."""
+        """The runs to do, as far as `results` (run name → value, None for one that died) decides them.
+
+        Cases that come to one method at one rank, as those of equal parameters may, share their runs.
+        """
         runs = [Run(case, lr, self.seeds[0]) for case in self.cases for lr in self.lrs]
         for case in self.cases:
             best = self.best_lr(case, results)
             if best is not None:
                 runs += [Run(case, best, seed) for seed in self.seeds[1:]]
-        return runs
+        return list({run.name: run for run in runs}.values())
 
     def total(self) -> int:
         """Number of runs of the whole comparison."""
-        return len(self.cases) * (len(self.lrs) + len(self.seeds) - 1)
+        return len({str(case) for case in self.cases}) * (len(self.lrs) + len(self.seeds) - 1)
 
     def best_lr(self, case: Case, results: Mapping[str, float | None]) -> float | None:
         """The rate of this case's best run with the first seed; None while one of them is missing."""
@@ -137,7 +142,7 @@ def parsed_floats(text: str, what: str) -> tuple[float, ...]:
     """Positive numbers apart by commas: "1e-3,3e-3".
 
     Raises:
-        UserError: it is something else, or one is there twice.
+        UserError: it is something else, or one is there twice, or two differ in no digit that names a run.
     """
     try:
         numbers = tuple(float(part) for part in str(text).split(","))
@@ -145,7 +150,10 @@ def parsed_floats(text: str, what: str) -> tuple[float, ...]:
         raise UserError(f"{what} {text!r}: give numbers apart by commas, as in 1e-3,3e-3,1e-2") from None
     if any(not (number > 0 and math.isfinite(number)) for number in numbers):
         raise UserError(f"{what} {text!r}: all must be positive")
-    return tuple(sorted(_checked(numbers, what, 0)))
+    numbers = _checked(numbers, what, 0)
+    if len({f"{number:g}" for number in numbers}) < len(numbers):
+        raise UserError(f"{what} {text!r}: two are the same to six digits, by which runs are named")
+    return tuple(sorted(numbers))
 
 
 def _checked(numbers: Sequence, what: str, least: int) -> tuple:

@@ -114,7 +114,8 @@ def verdicts(plan: Plan, table: Sequence[Row]) -> list[str]:
 
 
 def _verdict(plan: Plan, one: Row, other: Row) -> str:
-    at = "" if one.case.rank is None else f" at k = {one.case.rank}"
+    rank = other.case.rank if one.case.rank is None else one.case.rank
+    at = "" if rank is None else f" at k = {rank}"
     if other.case.beside is not None:
         at += f" and {other.case.rank}"
     if len(one.values) < 2 or len(other.values) < 2:
@@ -133,7 +134,7 @@ def markdown(plan: Plan, table: Sequence[Row]) -> str:
     """The table and the verdicts."""
     head = ["method", "rank", "parameters", "of dense", plan.metric, "95 % interval", "best lr", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in table:
+    for row in _distinct(table):
         value = f"{row.mean:.5g} ± {row.deviation:.2g}" if row.values else "all died"
         cells = [
             row.case.method,
@@ -166,7 +167,7 @@ def write_report(
     with atomic_path(folder / "compare.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "rank", "lr", "seed", plan.metric, "parameters", "share", "seconds", "run"])
-        for case in plan.cases:
+        for case in {str(case): case for case in plan.cases}.values():
             for lr in plan.lrs:
                 for seed in plan.seeds:
                     name = Run(case, lr, seed).name
@@ -175,9 +176,14 @@ def write_report(
                         value = "" if results[name] is None else results[name]
                         size = [note.get(key, "") for key in ("parameters", "share", "seconds", "folder")]
                         writer.writerow([case.method, case.rank or "", lr, seed, value, *size])
-    _draw(plan, table, folder / "compare.png")
-    _hparams(plan, table, folder / "tensorboard")
+    _draw(plan, _distinct(table), folder / "compare.png")
+    _hparams(plan, _distinct(table), folder / "tensorboard")
     return text
+
+
+def _distinct(table: Sequence[Row]) -> list[Row]:
+    """Each method at each rank once: it may stand beside several ranks of the first method."""
+    return list({str(row.case): row for row in table}.values())
 
 
 def _draw(plan: Plan, table: Sequence[Row], path: Path) -> None:

@@ -21,7 +21,7 @@ from sinelr_lightning.errors import UserError
 from sinelr_lightning.files import atomic_path
 from sinelr_lightning.layers import parameter_groups, summarize
 from sinelr_lightning.tasks.arguments import class_path, differing, kinds, plain
-from sinelr_lightning.tasks.schedule import Schedule
+from sinelr_lightning.tasks.schedule import Schedule, total_steps
 
 __all__ = ["ExportParts", "Task", "size_figures", "size_words"]
 
@@ -178,14 +178,14 @@ class Task(L.LightningModule):
         optimizer = self.optimizer(parameter_groups(self, self.weight_decay))
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_multiplier", 1.0)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self._total_steps))
+        scheduler = LambdaLR(optimizer, lambda step: self._factor(step))  # a method would be stored
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _total_steps(self) -> float:
-        # Asked for after the first step and not in configure_optimizers: there, Lightning would set the training
-        # data up before it restores the loader, and a resumed run would begin its epoch again.
-        return self.trainer.estimated_stepping_batches
+    def _factor(self, step: int) -> float:
+        # The steps of the run are asked for after the first and not in configure_optimizers: there, Lightning would
+        # set the training data up before it restores the loader, and a resumed run would begin its epoch again.
+        return self.schedule.factor(step, lambda: total_steps(self.trainer, step))
 
     def on_train_start(self) -> None:
         """Put the configured settings of the optimiser over those restored from a checkpoint.
@@ -195,15 +195,17 @@ class Task(L.LightningModule):
         Raises:
             UserError: the schedule needs the end of a run that has none.
         """
-        if self.schedule.kind != "constant" and not math.isfinite(self._total_steps()):
-            kind = self.schedule.kind
-            raise UserError(f"schedule.kind {kind} needs an end: set trainer.max_steps or trainer.max_epochs")
+        if self.schedule.kind != "constant" and not math.isfinite(total_steps(self.trainer, self.global_step)):
+            raise UserError(
+                f"schedule.kind {self.schedule.kind} needs an end: set trainer.max_steps, trainer.max_epochs or "
+                "trainer.max_time"
+            )
         schedulers = self.lr_schedulers()
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             if not isinstance(scheduler, LambdaLR):
                 continue
             scheduler.base_lrs = [settings["initial_lr"] for settings in self._configured]
-            factor = self.schedule.factor(scheduler.last_epoch, self._total_steps)
+            factor = self._factor(scheduler.last_epoch)
             for group, settings in zip(scheduler.optimizer.param_groups, self._configured, strict=True):
                 group.update(settings, lr=settings["initial_lr"] * factor)
 

@@ -1,5 +1,6 @@
 """`sinelr compare` on the toy task, with real runs: killed and gone on, and its mistakes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,10 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("optuna")
 
 from sinelr_lightning.cli import main
+from sinelr_lightning.commands.compare import _settings
+from sinelr_lightning.comparison.plan import Case, Plan
+from sinelr_lightning.comparison.queue import Queue
 
 TESTS = Path(__file__).parents[1]
 TOY = """\
@@ -59,6 +64,95 @@ def test_killed_and_gone_on_it_gives_the_same_table(home):
         assert (home / "killed" / name).stat().st_size > 100
     assert list((home / "killed" / "tensorboard").glob("*/events*"))
     assert [path.name for path in (home / "whole" / "runs").iterdir()] == ["SineLowRank_k1_lr0.01_seed0"]
+
+
+FOREVER = [*COMMAND, "--lrs", "0.01", "--linear", "Dense", "--steps", "1000000"]
+
+
+def begun(home: Path) -> tuple[subprocess.Popen, int]:
+    """A comparison whose run has saved something, and the process that trains it."""
+    process = subprocess.Popen([sys.executable, "-m", "sinelr_lightning", *FOREVER])
+    while not list(home.glob("comparison/runs/*/version_0/checkpoints/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+def lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from sinelr_lightning.commands.compare import _logged
+child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+_logged([sys.executable, "-c", child], Path("log"), print)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a child dies with its parent on Linux alone")
+def test_killed_it_takes_its_run_along(home):
+    process = subprocess.Popen([sys.executable, "-c", PARENT])
+    while not ((home / "log").is_file() and (home / "log").read_text().endswith("\n")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    child = int((home / "log").read_text())
+    assert lives(child)
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 20
+    while lives(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not lives(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks the child up in /proc")
+def test_sigterm_stops_the_run_and_gives_it_back(home):
+    process, child = begun(home)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not lives(child)
+    log = (home / "comparison/logs/Dense_lr0.01_seed0.log").read_text()
+    assert "stopped; go on with: sinelr fit --ckpt_path" in log  # it ended by itself, and saved
+    plan = json.loads((home / "comparison/claims/plan.json").read_text())
+    assert plan["steps"] == 1_000_000
+
+
+def test_a_budget_in_seconds_with_a_schedule_that_needs_an_end(home):
+    (home / "toy.yaml").write_text(TOY + "  max_epochs: 1\n")  # cosine is the toy's own
+    plan = Plan((Case("Dense", None),), (0.01,), (0,), "val/error", "min", "toy.yaml", seconds=1)
+    assert main(["fit", *_settings(plan.wanted({})[0], plan, home)]) == 0
+    version = home / "runs/Dense_lr0.01_seed0/version_0"
+    trainer = yaml.safe_load((version / "config.yaml").read_text())["trainer"]
+    assert (trainer["max_time"], trainer["max_steps"], trainer["max_epochs"]) == ("00:00:00:01", -1, -1)
+    assert json.loads((version / "metrics.json").read_text())["fit"]["steps"] >= 1
+
+
+def test_a_configuration_that_is_edited(home, capsys, monkeypatch):
+    monkeypatch.setattr("sinelr_lightning.commands.compare._train", lambda *_: (1.0, {}))
+    assert main(COMMAND) == 0
+    (home / "toy.yaml").write_text(TOY.replace("max_steps: 20", "max_steps: 30"))
+    for options in ([], ["--storage", "sqlite:///new.db"]):
+        assert main([*COMMAND, *options]) == 2
+        assert "toy.yaml has changed since comparison" in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_edited_while_it_runs(home, capsys, monkeypatch):
+    def edited(*_):
+        (home / "toy.yaml").write_text(TOY + "# more\n")
+        return Queue.next(*_)
+
+    class Edited(Queue):
+        next = edited
+
+    monkeypatch.setattr("sinelr_lightning.commands.compare.Queue", Edited)
+    assert main([*COMMAND, "--lrs", "0.01", "--linear", "Dense"]) == 2
+    assert "toy.yaml has changed since the comparison began" in capsys.readouterr().err
+    assert not (home / "comparison" / "runs").exists()
 
 
 MINE = """\
@@ -194,7 +288,17 @@ def test_a_diverged_run_counts_as_dead_and_a_wrong_option_ends_it(home, capsys):
         (["--metric", "val/iou"], "mode: say whether more of val/iou is better (max) or less (min)"),
         (["--mode", "best"], "mode must be max or min"),
         (["--equal", "parametrs"], "equal"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--steps", "-5"], "steps must be at least 1, got -5"),
+        (["--seconds", "-1"], "seconds must be at least 1, got -1"),
+        (["--seconds", "2.5"], "seconds: expected int. Got value: 2.5"),
+        (["--rank", "1,9"], "SineLowRank at rank 9 in model.linear: "),
+        (["--where", "model.linea"], "in model.linea: "),
         (["--equal", "parameters", "--rank", "9"], "SineLowRank cannot have rank 9 here"),
+        (
+            ["--equal", "parameters", "--linear", "Dense,LowRank"],
+            "equal parameters: Dense has no rank; name a method",
+        ),
         (
             ["--equal", "parameters", "--linear", "LowRank,FedPara"],
             "FedPara has more parameters at rank 1 than LowRank",
@@ -217,4 +321,4 @@ def test_mistakes_are_one_line(options, message, home, capsys):
 def test_a_rate_is_needed(home, capsys):
     (home / "toy.yaml").write_text(TOY.replace("lr: 0.01", "weight_decay: 0.0"))
     assert main(COMMAND) == 2
-    assert "the configuration names no model.optimizer.lr: give --lrs" in capsys.readouterr().err
+    assert "the configuration names no model.optimizer.lr above 0: give --lrs" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sinelr_lightning.comparison.plan import Case, Plan, Run, parsed_floats, parsed_ints
-from sinelr_lightning.comparison.report import difference_interval, interval, markdown, rows, verdicts
+from sinelr_lightning.comparison.report import difference_interval, interval, markdown, rows, verdicts, write_report
 from sinelr_lightning.errors import UserError
 
 SINE, LOW = Case("SineLowRank", 1), Case("LowRank", 1)
@@ -62,6 +62,27 @@ def test_verdicts():
     assert alone == ["SineLowRank and LowRank at k = 1: fewer than two seeds of either say nothing"]
 
 
+def test_verdicts_beside_a_method_without_ranks_say_the_rank():
+    plan = Plan((Case("Dense", None), LOW, Case("LowRank", 5)), (0.01,), (0, 1), "val/psnr", "max", "nerf.yaml")
+    values = {Run(case, 0.01, seed).name: 1.0 + seed for case in plan.cases for seed in plan.seeds}
+    said = verdicts(plan, rows(plan, values, {}))
+    assert [line.partition(":")[0] for line in said] == [
+        "no difference between Dense and LowRank at k = 1",
+        "no difference between Dense and LowRank at k = 5",
+    ]
+
+
+def test_a_case_beside_two_ranks_has_one_row_and_two_verdicts(tmp_path):
+    cases = (LOW, Case("LowRank", 2), Case("FedPara", 1, beside=2), Case("FedPara", 1))
+    plan = Plan(cases, (0.01,), (0, 1), "val/psnr", "max", "nerf.yaml")
+    values = {run.name: 1.0 for run in plan.wanted({})} | {Run(case, 0.01, 1).name: 2.0 for case in cases}
+    assert len(plan.wanted(values)) == plan.total() == 6
+    text = write_report(plan, values, {}, tmp_path)
+    assert text.count("| FedPara |") == 1
+    assert "LowRank and FedPara at k = 1:" in text and "LowRank and FedPara at k = 2 and 1:" in text
+    assert (tmp_path / "compare.csv").read_text().count("FedPara") == 2
+
+
 def test_table():
     name = Run(SINE, 0.01, 0).name
     details = {name: {"parameters": 1234, "share": 0.5, "seconds": 61.0}}
@@ -80,6 +101,7 @@ def test_table():
         (lambda: parsed_floats("1e-3,x", "lrs"), "lrs '1e-3,x': give numbers"),
         (lambda: parsed_floats("1e-3,-1", "lrs"), "all must be positive"),
         (lambda: parsed_floats("1e-3,0.001", "lrs"), "lrs has one twice: 0.001, 0.001"),
+        (lambda: parsed_floats("0.01,0.010000001", "lrs"), "lrs '0.01,0.010000001': two are the same to six digits"),
     ],
 )
 def test_mistakes(call, message: str):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,46 @@ def test_two_workers_do_no_run_twice(storage: str, tmp_path, monkeypatch):
 
 def test_of_two_trials_for_one_run_one_does_it(tmp_path):
     queue = Queue(str(tmp_path / "q"), PLAN, tmp_path / "claims")
-    name = PLAN.wanted({})[0].name
-    for _ in range(2):  # as two workers that look at the same moment
-        queue.study.enqueue_trial({}, user_attrs={"run": name})
-    first = queue.study.ask()
-    assert queue._claim(name, first.number)
-    assert not queue._claim(name, 1)
+    for number in range(3):  # as workers that look at the same moment
+        queue.study.enqueue_trial({}, user_attrs={"run": PLAN.wanted({})[0].name, "id": str(number)})
+    first, second, third = (queue.study.ask() for _ in range(3))
+    assert queue._claim(first)
+    assert not queue._claim(second)
     queue.give_back(first)
-    assert queue._claim(name, 1) and not queue._claim(name, 2)
+    assert queue._claim(second) and not queue._claim(third)
+
+
+@pytest.mark.timeout(60)
+def test_cases_of_one_method_and_rank_share_their_runs(tmp_path):
+    plan = Plan((Case("B", 1, beside=2), Case("B", 1, beside=3), Case("B", 2)), (0.1, 0.2), (0, 1), "m", "max", "a")
+    queue, seen = Queue(str(tmp_path / "q"), plan, tmp_path / "claims"), []
+    while (taken := queue.next(wait=0.1)) is not None:
+        seen.append(taken[0].name)
+        queue.done(taken[1], taken[0].lr, {})
+    assert len(seen) == len({*seen}) == plan.total() == 6
+
+
+@pytest.mark.timeout(60)
+def test_claims_of_another_study_count_for_nothing(tmp_path):
+    for storage in ("one", "other"):  # as a queue that was deleted, or another --storage
+        queue, seen = Queue(str(tmp_path / storage), PLAN, tmp_path / "claims"), []
+        while (taken := queue.next(wait=0.1)) is not None:
+            seen.append(taken[0].name)
+            queue.done(taken[1], 1.0, {})
+        assert len(seen) == PLAN.total()
+
+
+def test_a_run_whose_child_outlives_its_worker_waits_for_it(tmp_path):
+    queue = Queue(str(tmp_path / "q"), PLAN, tmp_path / "claims")
+    _, ticket = queue.next()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with queue.working(ticket) as name_child:
+        name_child(child.pid)
+    worker = queue.study.trials[0].user_attrs["worker"]
+    gone = worker | {"process": 2**22 + 1, "seen": 0.0}  # no such process
+    assert not module._lost(gone)
+    child.communicate()
+    assert module._lost(gone)
 
 
 def test_a_killed_workers_run_is_done_again(tmp_path, monkeypatch):
@@ -129,6 +162,23 @@ def test_mistakes(tmp_path):
         Queue(str(tmp_path / "q"), other, tmp_path)
     with pytest.raises(UserError, match="storage nosuch://x cannot be opened"):
         Queue("nosuch://x", PLAN, tmp_path)
+    with pytest.raises(UserError, match=r"q holds another .* there; name another --storage and another --out, or"):
+        Queue(str(tmp_path / "q"), other, tmp_path, "--storage")
+    with pytest.raises(UserError, match=r"q holds another .* there; name another --storage, or"):
+        Queue(str(tmp_path / "q"), other, tmp_path / "new" / "claims", "--storage")
+    with pytest.raises(UserError, match=r"out holds another .* there; name another --out, or"):
+        Queue(str(tmp_path / "a"), PLAN, tmp_path / "out" / "claims", "--storage")
+        Queue(str(tmp_path / "b"), other, tmp_path / "out" / "claims", "--storage")
+    with pytest.raises(UserError, match=r"a.yaml has changed since .*q began with it: name another --out, or put it"):
+        Queue(str(tmp_path / "q"), replace(PLAN, digest="123"), tmp_path, "--out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be opened"):
         Queue(str(tmp_path / "file" / "q"), PLAN, tmp_path)
+
+
+def test_no_password_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"storage nosuch://me:\*\*\*@host/db cannot be opened") as error:
+        Queue("nosuch://me:sec:r@et@host/db", PLAN, tmp_path)
+    assert "sec" not in str(error.value)
+    assert module._public("mysql://host/db?user=me&password=secret&a=b") == "mysql://host/db?user=me&password=***&a=b"
+    assert module._public("sqlite:///FILE.db") == "sqlite:///FILE.db"
