@@ -28,7 +28,7 @@ SMALL = {
     "predict": [],
     "export": [],
     "generate": ["--max_new_tokens=8"],
-    "rank": [],
+    "rank": ["--frequencies=[100.0]"],
     "compare": ["--steps=2", "--seeds=1", "--lrs=1e-3", "--linear=LowRank", "--rank=1"],
 }
 HAS_SMOLLM2 = bool(list(importlib.metadata.distributions(name=PACKAGED["smollm2"])))
