@@ -79,7 +79,7 @@ class UsersFamily(LowRank):
     """A family that is not of the package."""
 
 
-class Net(L.LightningModule):
+class Restored(L.LightningModule):
     def __init__(self, linear: LinearFactory) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -96,9 +96,9 @@ class Net(L.LightningModule):
 def test_checkpoints_hold_factories_as_hyperparameters(factory: LinearFactory, tmp_path):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
-    trainer.fit(Net(factory), torch.utils.data.DataLoader(torch.randn(4, 32), batch_size=4))
+    trainer.fit(Restored(factory), torch.utils.data.DataLoader(torch.randn(4, 32), batch_size=4))
     trainer.save_checkpoint(tmp_path / "net.ckpt")
-    loaded = Net.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    loaded = Restored.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
     assert loaded.hparams["linear"] == factory
     assert torch.equal(loaded.net.U, trainer.lightning_module.net.U)
 
