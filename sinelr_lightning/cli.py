@@ -13,7 +13,7 @@ import sys
 import threading
 from argparse import ArgumentError
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -108,20 +108,20 @@ def _dispatch(arguments: list[str]) -> int:
     init = parser.instantiate(config)
     function = functions[config.subcommand]
     taken = inspect.signature(function).parameters
-    with nullcontext() if verb == "compare" else _ending_on_sigterm():  # compare stops its runs itself
+    with _ending_on_sigterm():
         function(**{name: value for name, value in init[config.subcommand].items() if name in taken})
     return 0
 
 
 @contextmanager
 def _ending_on_sigterm() -> Generator[None]:
-    """Have SIGTERM raise SystemExit(143), so that temporary files are removed on the way out."""
+    """Have SIGTERM raise SystemExit(143): temporary files are removed on the way out, runs of `compare` stopped."""
     if threading.current_thread() is not threading.main_thread():  # no other may handle signals
         yield
         return
 
     def end(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
         raise SystemExit(143)
 
     earlier = signal.signal(signal.SIGTERM, end)

@@ -10,10 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +102,7 @@ def compare(
     folder = Path(out)
     option = "--storage" if storage else "--out"
     queue = Queue(storage or str(folder / "queue.journal"), plan, folder / "claims", option)
-    with _ending_on_sigterm():
-        _work(queue, plan, folder)
+    _work(queue, plan, folder)
     text = write_report(plan, queue.results(), queue.details(), folder)
     sys.stdout.write(f"{text}\n{folder}/compare.md, compare.csv, compare.png\n  tensorboard --logdir {folder}\n")
 
@@ -124,29 +121,12 @@ def _work(queue: Queue, plan: Plan, folder: Path) -> None:
         try:
             with queue.working(ticket) as name_child:
                 value, details = _train(run, plan, folder, name_child)
-        except BaseException:
+        except BaseException as stop:
             queue.give_back(ticket)
+            if isinstance(stop, SystemExit):  # by SIGTERM
+                log.info("stopped; the same command goes on")
             raise
         queue.done(ticket, value, details)
-
-
-@contextmanager
-def _ending_on_sigterm() -> Generator[None]:
-    """Have SIGTERM end the command with 143, the run that it does being stopped and given back before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave the run behind
-        log.info("stopping; the same command goes on")
-        raise SystemExit(128 + signum)
-
-    earlier = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
 
 
 # --------------------------------------------------------------------------------------------------- what is asked
