@@ -6,7 +6,6 @@ rule for all. The other seeds then run at the best rate. Reports are kept run by
 where it was.
 """
 
-import functools
 import json
 import logging
 import math
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +75,12 @@ class Sweep:
 
     def work(self, run: Callable[[Run], dict[str, Any]], cases: list[Case], lrs: list[float], seeds: int, jobs: int):
         """Run what is missing. `run` gives `{metric: …}` of (method, rank, learning rate, seed)."""
-        self._run(run, [(*case, lr, 0) for case in cases for lr in lrs], jobs)
-        for _ in range(EXTENSIONS):
-            further = [(*case, lr, 0) for case in cases if (lr := self._beyond_the_edge(case)) is not None]
-            self._run(run, further, jobs)
-        self._run(run, [(*case, self.best_lr(case), seed) for case in cases for seed in range(1, seeds)], jobs)
+        self._run(run, lambda: [one for case in cases for one in self._next(case, lrs, seeds)], jobs)
 
     def grid(self, run: Callable[[Run], dict[str, Any]], cases: list[Case], lrs: list[float], seeds: int, jobs: int):
         """Run what is missing of every case at every rate with every seed, all cases of a seed before the next."""
-        self._run(run, [(*case, lr, seed) for seed in range(seeds) for case in cases for lr in lrs], jobs)
+        wanted = [(*case, lr, seed) for seed in range(seeds) for case in cases for lr in lrs]
+        self._run(run, lambda: wanted, jobs)
 
     def best_lr(self, case: Case) -> float:
         # Of equal scores the smaller rate, whichever run ended first.
@@ -108,6 +105,16 @@ class Sweep:
     def _first_seed(self, case: Case) -> list[dict[str, Any]]:
         return [r for r in self.report["runs"] if (r["method"], r["rank"], r["seed"]) == (*case, 0)]
 
+    def _next(self, case: Case, lrs: list[float], seeds: int) -> list[Run]:
+        """What a case runs after what it has run: the sweep, one rate beyond its edge, or the other seeds."""
+        tried = {r["lr"] for r in self._first_seed(case)}
+        rates = [lr for lr in lrs if lr not in tried]
+        if not rates and len(tried - set(lrs)) < EXTENSIONS and (lr := self._beyond_the_edge(case)) is not None:
+            rates = [lr]
+        if rates:
+            return [(*case, lr, 0) for lr in rates]
+        return [(*case, self.best_lr(case), seed) for seed in range(1, seeds)]
+
     def _beyond_the_edge(self, case: Case) -> float | None:
         rates = sorted(r["lr"] for r in self._first_seed(case))
         best, ratio = self.best_lr(case), rates[1] / rates[0] if len(rates) > 1 else 2.0
@@ -115,16 +122,23 @@ class Sweep:
             return float(f"{best * ratio:.3g}")
         return float(f"{best / ratio:.3g}") if best == rates[0] else None
 
-    def _run(self, run: Callable[[Run], dict[str, Any]], wanted: list[Run], jobs: int) -> None:
-        done = {(r["method"], r["rank"], r["lr"], r["seed"]) for r in self.report["runs"]}
-        todo = [one for one in wanted if one not in done]
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(jobs) as pool:
-            for (method, rank, lr, seed), scores in pool.imap_unordered(functools.partial(_named, run), todo):
-                result = {"method": method, "rank": rank, "lr": lr, "seed": seed, **scores}
-                self.report["runs"].append(result)
-                self.save()
-                print(json.dumps(result), flush=True)
+    def _run(self, run: Callable[[Run], dict[str, Any]], wanted: Callable[[], list[Run]], jobs: int) -> None:
+        """Run what `wanted` names and the report lacks, asking again after each run; no case waits for another."""
+        running: dict[Future[dict[str, Any]], Run] = {}
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            while True:
+                known = {(r["method"], r["rank"], r["lr"], r["seed"]) for r in self.report["runs"]}
+                known.update(running.values())
+                missing = [one for one in wanted() if one not in known]
+                running |= {pool.submit(run, one): one for one in missing[: jobs - len(running)]}
+                if not running:
+                    return
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    method, rank, lr, seed = running.pop(ended)
+                    result = {"method": method, "rank": rank, "lr": lr, "seed": seed, **ended.result()}
+                    self.report["runs"].append(result)
+                    self.save()
+                    print(json.dumps(result), flush=True)
 
     def table(
         self, cases: list[Case], make: Callable[[Case], torch.nn.Module], scores: dict[str, Callable[[Case], str]]
@@ -222,7 +236,3 @@ def settle(seed: int, device: str) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
     L.seed_everything(seed, verbose=False)
-
-
-def _named(run: Callable[[Run], dict[str, Any]], one: Run) -> tuple[Run, dict[str, Any]]:
-    return one, run(one)

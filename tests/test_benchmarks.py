@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,9 @@ def run(one):
 
 @pytest.fixture
 def swept(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "_named", None)  # nothing is spawned here
-    monkeypatch.setattr(
-        sweep.Sweep, "_run",
-        lambda self, run, wanted, jobs: self.report["runs"].extend(
-            {"method": m, "rank": k, "lr": lr, "seed": s, **run((m, k, lr, s))}
-            for m, k, lr, s in wanted
-            if (m, k, lr, s) not in {(r["method"], r["rank"], r["lr"], r["seed"]) for r in self.report["runs"]}
-        ),
-    )  # fmt: skip
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))  # nothing is spawned
     made = sweep.Sweep(tmp_path / "report.json", {"steps": 5}, "score")
-    made.work(run, CASES, [2e-3, 4e-3, 8e-3], seeds=3, jobs=1)
+    made.work(run, CASES, [2e-3, 4e-3, 8e-3], seeds=3, jobs=2)
     return made
 
 
@@ -49,7 +42,7 @@ def test_a_best_rate_at_the_edge_widens_the_sweep_either_way(swept):
 
 
 def test_the_other_seeds_run_at_the_best_rate_alone(swept):
-    assert [r["seed"] for r in swept.chosen(("sine", 1))] == [0, 1, 2]
+    assert sorted(r["seed"] for r in swept.chosen(("sine", 1))) == [0, 1, 2]
     assert all(r["lr"] == 1e-3 for r in swept.report["runs"] if r["method"] == "sine" and r["seed"])
     mean, spread = swept.mean(("sine", 1), "score")
     assert mean == pytest.approx(1e-9) and spread == pytest.approx(1e-9)
