@@ -13,10 +13,12 @@ Writes benchmarks/results/factorizations_TASK.{json,md}.
 import argparse
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from small_tasks import TASKS, score, shown
 from sweep import RESULTS, Case, Run, Sweep
 from timing import markdown
+from torch import Tensor
 
 from sinelr_lightning.layers import (
     ActivatedLowRank,
@@ -32,6 +34,17 @@ from sinelr_lightning.layers import (
     SparseLowRank,
     SparseSine,
 )
+from sinelr_lightning.layers.activated import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class AsPublished(ActivatedLowRank):
+    """φ(ω·U·Vᵀ)/g as in arXiv 2403.19243, with the φ(0) that `ActivatedLowRank` takes off."""
+
+    def weight(self, U: Tensor, V: Tensor) -> Tensor:
+        """The weight [m, n]."""
+        return ACTIVATIONS[self.activation](self.phases(U, V)) / self.divisor(V.shape[0])
+
 
 # Method → (the layers at a budget k, the budgets at which it has some). A sparse part of 2·d/width of the entries has
 # the parameters of d ranks of a square weight.
@@ -47,6 +60,9 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
     "sigmoid": (lambda k, width: ActivatedLowRank(k, activation="sigmoid"), (1, 5)),
     "Gaussian": (lambda k, width: ActivatedLowRank(k, activation="gaussian"), (1, 5)),
     "sinc": (lambda k, width: ActivatedLowRank(k, activation="sinc"), (1, 5)),
+    "sigmoid, as published": (lambda k, width: AsPublished(k, activation="sigmoid"), (1, 5)),
+    "Gaussian, as published": (lambda k, width: AsPublished(k, activation="gaussian"), (1, 5)),
+    "sinc, as published": (lambda k, width: AsPublished(k, activation="sinc"), (1, 5)),
     "low rank + sparse": (
         lambda k, width: SparseLowRank(k - k // 2, density=2 * (k // 2) / width),
         (5, 16),

@@ -64,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each on the CPU")
+    parser.add_argument("--stored", action="store_true", help="run nothing: the table of the runs there are")
     args = parser.parse_args()
     if args.questions is not None and (args.questions < 1 or args.answers != "texts"):
         parser.error("--questions is a number from 1 on, and goes with --answers texts")
@@ -208,31 +209,38 @@ def table(args: argparse.Namespace, sweep: Sweep, cases: list[Case]) -> str:
     rows = []
     if before := sweep.report.get("before"):
         values = [form.format(before[name]) for name, form in columns.values()]
-        rows.append(["before training", "–", "0", *values, "–"])
+        rows.append(["before training", "–", "0", *values, "–", "–"])
     for case in cases:
         method, rank = case
         parameters, _ = sweep.mean(case, "parameters")
-        values = [" ± ".join(form.format(v) for v in sweep.mean(case, name)) for name, form in columns.values()]
+        seeds = len(sweep.chosen(case))
+        figures = 1 if seeds == 1 else 2  # no spread of a single seed
+        values = [
+            " ± ".join(form.format(v) for v in sweep.mean(case, name)[:figures]) for name, form in columns.values()
+        ]
         best = f"{sweep.best_lr(case):g}"
-        rows.append([method, str(rank), f"{parameters:,.0f}", *values, best])
-    return markdown(["method", "rank", "trained parameters", *columns, "best lr"], rows)
+        rows.append([method, str(rank), f"{parameters:,.0f}", *values, best, str(seeds)])
+    return markdown(["method", "rank", "trained parameters", *columns, "best lr", "seeds"], rows)
 
 
 def main() -> None:
     args = arguments()
     cases = [(method, rank) for method in args.methods for rank in args.ranks]
-    ignored = ("data", "jobs", "lrs", "seeds", "ranks", "methods", "base", "answers")
+    ignored = ("data", "jobs", "lrs", "seeds", "ranks", "methods", "base", "answers", "stored")
     setting = {name: value for name, value in vars(args).items() if name not in ignored and value is not None}
     setting |= {"base": Path(args.base).name}
     name = Path(args.data).name.lower() + ("_texts" if args.answers == "texts" else "")
     sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
-    if not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
+    if args.stored:
+        cases = [case for case in cases if sweep.swept(case, args.lrs)]
+    elif not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
         sweep.report["before"] = untrained(args)
         sweep.save()
-    sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
+    if not args.stored:
+        sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     head = (
         f"{name}: {setting['base']}, all linear layers, {args.steps} steps of {args.rows} rows of up to "
-        f"{args.length} tokens, {args.seeds} seeds, learning rates {sweep.rates()}\n"
+        f"{args.length} tokens, learning rates {sweep.rates()}\n"
     )
     sweep.publish(head, table(args, sweep, cases))
 

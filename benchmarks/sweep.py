@@ -93,6 +93,10 @@ class Sweep:
         """The runs of all seeds at the best rate."""
         return [r for r in self.report["runs"] if (r["method"], r["rank"], r["lr"]) == (*case, self.best_lr(case))]
 
+    def swept(self, case: Case, lrs: list[float]) -> bool:
+        """Whether the sweep of a case has come to its best rate."""
+        return not self._next(case, lrs, seeds=1)
+
     def rates(self) -> list[float]:
         """All learning rates that were tried."""
         return sorted({r["lr"] for r in self.report["runs"]})

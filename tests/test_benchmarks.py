@@ -12,6 +12,7 @@ sweep = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(sweep)
 
 BEST = {"dense": 4e-3, "low rank": 1.6e-2, "sine": 1e-3}
+LRS = [2e-3, 4e-3, 8e-3]
 CASES = [("dense", 0), ("low rank", 1), ("sine", 1)]
 
 
@@ -24,7 +25,7 @@ def run(one):
 def swept(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))  # nothing is spawned
     made = sweep.Sweep(tmp_path / "report.json", {"steps": 5}, "score")
-    made.work(run, CASES, [2e-3, 4e-3, 8e-3], seeds=3, jobs=2)
+    made.work(run, CASES, LRS, seeds=3, jobs=2)
     return made
 
 
@@ -38,6 +39,7 @@ def test_a_best_rate_inside_the_sweep_is_taken(swept):
 def test_a_best_rate_at_the_edge_widens_the_sweep_either_way(swept):
     assert swept.best_lr(("low rank", 1)) == 1.6e-2 and swept.best_lr(("sine", 1)) == 1e-3
     rates = {m: {r["lr"] for r in swept.report["runs"] if r["method"] == m} for m in ("low rank", "sine")}
+    assert swept.swept(("sine", 1), LRS) and not swept.swept(("another", 1), LRS)
     assert 3.2e-2 in rates["low rank"] and 5e-4 in rates["sine"]  # one further, to see that it is worse
 
 
