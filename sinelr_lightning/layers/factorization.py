@@ -49,7 +49,7 @@ def wide(factor: Tensor) -> Tensor:
 def product_type(x: Tensor) -> torch.dtype:
     """The type in which a product with `x` runs: that of autocast where it is on (float64 stays), else x's own."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # not on the meta device, for one
+    if x.dtype == torch.float64 or not _has_autocast(device):
         return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -57,7 +57,12 @@ def product_type(x: Tensor) -> torch.dtype:
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A block in which products on x's device run in the types of their operands."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+def _has_autocast(device: str) -> bool:
+    """The meta device has none. Nothing is compiled there, and torch 2.11 cannot trace the question."""
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
 
 
 def check_rank_given(rank: int) -> None:
@@ -140,7 +145,6 @@ class Factorization(LinearFactory):
         magnitude: Tensor | None = None,
     ) -> Tensor:
         """y = x·adapted(base, scale, *factors)ᵀ + bias: formed once, multiplied once, formed again in backward."""
-        x = x.to(product_type(x))
         arguments = (x, base, bias, scale, magnitude, *factors)
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
             return checkpoint(self._adapted_linear, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -155,6 +159,7 @@ class Factorization(LinearFactory):
         magnitude: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
+        x = x.to(product_type(x))
         with without_autocast(x):
             weight = self.adapted(base, scale, *factors, magnitude=magnitude)
             return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from sinelr_lightning.comparison.plan import Case, Plan, Run, parsed_floats, parsed_ints
@@ -47,13 +48,21 @@ def test_intervals():
     low, high = interval([1.0, 2.0, 3.0, 4.0])
     assert 1.25 <= low <= 1.6 and 3.4 <= high <= 3.75  # 2.5 ± 1.96·1.118/2, cut by what can be drawn
     assert all(math.isnan(end) for end in interval([]))
-    low, high = difference_interval([5.0, 5.0], [2.0, 2.0])
-    assert low == high == 3.0
+    assert difference_interval([5.0, 5.0], [2.0, 2.0]) == (3.0, 3.0)
+    half = 2.776445 * (2 * 0.25 / 3) ** 0.5  # Student's t of 4 degrees of freedom
+    found = difference_interval([30.0, 31.0, 30.5], [20.0, 21.0, 20.5])
+    assert found == pytest.approx((10 - half, 10 + half), rel=1e-6)
+
+
+def test_equal_methods_seldom_differ():
+    random = np.random.default_rng(0)
+    draws = [difference_interval(*random.normal(size=(2, 3))) for _ in range(200)]
+    assert sum(not low <= 0 <= high for low, high in draws) < 0.1 * len(draws)  # a bootstrap: 0.2
 
 
 def test_verdicts():
     said = verdicts(PLAN, rows(PLAN, results(), {}))
-    assert len(said) == 1 and said[0].startswith("SineLowRank better than LowRank at k = 1: +10, interval +9.")
+    assert len(said) == 1 and said[0].startswith("SineLowRank better than LowRank at k = 1: +10, interval +8.87…")
     same = verdicts(PLAN, rows(PLAN, results(low=(30.2, 30.9, 30.4)), {}))
     assert same[0].startswith("no difference between SineLowRank and LowRank at k = 1:")
     lower = Plan((SINE, LOW), (0.001, 0.01), (0, 1, 2), "val/loss", "min", "nerf.yaml")
