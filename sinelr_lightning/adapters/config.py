@@ -159,10 +159,6 @@ class SineLoraConfig(FactorizedLoraConfig):
                 raise ValueError(f"factorization_args: {name} is a field of SineLoraConfig's own, give {name}=…")
         self.frequency = _one("frequency", "auto", self.frequency, sinelora_frequency=sinelora_frequency, freq=freq)
         self.gain = _one("gain", None, self.gain, sinelora_scaling=sinelora_scaling, s=s)
-        for name, default in (("frequency", '"auto"'), ("gain", "None")):
-            value = getattr(self, name)
-            if str(value) != default.strip('"') and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{name} must be a positive number or {default}, got {value!r}")
         super().__post_init__()
 
     def _arguments(self) -> dict[str, Any]:

@@ -24,8 +24,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ActivatedLowRank(SineKin):
     """W = (φ(ω·U·Vᵀ) − φ(0))/g; k(m + n) parameters, and the initialisation, ω and g of the sine.
 
-    Taking off φ(0), which the paper does not, makes W zero where the phases are. It takes sigmoid's constant from all
-    entries; Gaussian (exp(−t²/2)) and sinc keep one, below zero and larger than their own.
+    Taking off φ(0), which the paper does not, makes W zero where the phases are, as adapters want it. Sigmoid gains
+    by that, Gaussian (exp(−t²/2)) and sinc lose (benchmarks/factorizations.py has both forms).
 
     Args:
         rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.

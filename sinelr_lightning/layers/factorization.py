@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FactorGroup",
     "Factorization",
+    "check_positive",
     "check_rank",
     "check_rank_given",
     "kaiming_factors",
@@ -69,10 +71,24 @@ def check_rank_given(rank: int) -> None:
     """Refuse a rank that no weight of any size can have.
 
     Raises:
-        ValueError: rank < 1.
+        ValueError: rank is no whole number, or below 1.
     """
+    if isinstance(rank, bool) or not isinstance(rank, Integral):
+        raise ValueError(f"rank must be a whole number from 1 on, got {rank!r}")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+
+
+def check_positive(name: str, value: object, also: str = "") -> None:
+    """Refuse a hyperparameter that is no finite number above 0; `also` is what else the message accepts.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a positive number{also}, got {value!r}")
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def check_rank(rank: int, m: int, n: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sinelr_lightning.layers.factorization import (
     FactorGroup,
     Factorization,
+    check_positive,
     check_rank,
     check_rank_given,
     kaiming_factors,
@@ -29,8 +30,8 @@ class SineKin(Factorization):
         rank, frequency, gain, phase_spread, lr_multiplier, balanced: see `SineLowRank`.
 
     Raises:
-        ValueError: rank < 1, frequency, gain, phase_spread or lr_multiplier ≤ 0; rank ≥ min(m, n) when a layer is
-            made.
+        ValueError: rank is no whole number from 1 on, or frequency, gain, phase_spread or lr_multiplier no finite
+            number above 0; rank ≥ min(m, n) when a layer is made.
     """
 
     rank: int
@@ -42,12 +43,12 @@ class SineKin(Factorization):
 
     def __post_init__(self) -> None:
         check_rank_given(self.rank)
-        if isinstance(self.frequency, str) and self.frequency != "auto":
-            raise ValueError(f'frequency must be a positive number or "auto", got {self.frequency!r}')
-        for name in ("frequency", "gain", "phase_spread", "lr_multiplier"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.frequency != "auto":
+            check_positive("frequency", self.frequency, ' or "auto"')
+        if self.gain is not None:
+            check_positive("gain", self.gain, " or None")
+        check_positive("phase_spread", self.phase_spread)
+        check_positive("lr_multiplier", self.lr_multiplier)
 
     def omega(self, n: int) -> float:
         """The frequency ω of a layer with n inputs: 96 for n = 256 and a phase spread of 2 rad."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
+from sinelr_lightning.layers.factorization import Factorization, check_positive, check_rank_given, wide
 from sinelr_lightning.layers.fit import best_low_rank
 from sinelr_lightning.layers.low_rank import LowRank
 from sinelr_lightning.layers.sine_kin import SineKin
@@ -56,8 +56,7 @@ class SparseLowRank(Factorization):
     def __post_init__(self) -> None:
         check_rank_given(self.rank)
         _check_density(self.density)
-        if not self.scale > 0:
-            raise ValueError(f"scale must be a positive number, got {self.scale}")
+        check_positive("scale", self.scale)
 
     def factors(self, m: int, n: int, *, zero: bool = False) -> dict[str, Tensor]:
         """U [m, rank] of zeros, V [n, rank], index and values [density·m·n]; the values are zero for `zero=True`."""

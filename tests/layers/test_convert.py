@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 from sinelr_lightning.layers import (
     Dense,
@@ -337,9 +338,9 @@ def test_weights_that_are_made_of_other_parameters_are_left():
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(model["normed"])
     nn.utils.spectral_norm(model["spectral"])
-    nn.utils.prune.l1_unstructured(model["pruned"], "weight", 0.5)
-    nn.utils.prune.l1_unstructured(model["bias"], "bias", 0.5)
-    nn.utils.prune.l1_unstructured(model["attention"], "in_proj_weight", 0.5)
+    prune.l1_unstructured(model["pruned"], "weight", 0.5)
+    prune.l1_unstructured(model["bias"], "bias", 0.5)
+    prune.l1_unstructured(model["attention"], "in_proj_weight", 0.5)
     before = {name: type(module) for name, module in model.named_modules()}
     result = convert(model, LowRank(2), exclude="*.out_proj")
     assert result.converted == ["good"]

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,8 @@ def test_factors_do_not_decay_and_carry_their_multiplier():
     ("settings", "message"),
     [
         ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"rank": 2.5}, "rank must be a whole number from 1 on, got 2.5"),
+        ({"rank": True}, "rank must be a whole number from 1 on, got True"),
         ({"rank": 1, "frequency": 0}, "frequency must be a positive number, got 0"),
         ({"rank": 1, "frequency": -3.0}, "frequency must be a positive number"),
         ({"rank": 1, "frequency": math.inf}, "frequency must be a positive number"),
@@ -74,12 +77,20 @@ def test_factors_do_not_decay_and_carry_their_multiplier():
         ({"rank": 1, "gain": 0.0}, "gain must be a positive number, got 0.0"),
         ({"rank": 1, "gain": math.nan}, "gain must be a positive number, got nan"),
         ({"rank": 1, "phase_spread": -1.0}, "phase_spread must be a positive number"),
+        ({"rank": 1, "frequency": True}, 'frequency must be a positive number or "auto", got True'),
+        ({"rank": 1, "gain": "x"}, "gain must be a positive number or None, got 'x'"),
+        ({"rank": 1, "phase_spread": None}, "phase_spread must be a positive number, got None"),
         ({"rank": 1, "lr_multiplier": 0.0}, "lr_multiplier must be a positive number"),
     ],
 )
 def test_refuses(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         SineLowRank(**settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    layer = SineLowRank(np.int64(2), frequency=np.float32(30))(16, 12)
+    assert layer.factorization.omega(16) == 30.0 and layer.U.shape == (12, 2)
 
 
 def test_rank_that_is_not_smaller():
