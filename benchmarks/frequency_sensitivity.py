@@ -52,8 +52,8 @@ class LearntFrequency(SineKin):
     def weight(self, U: Tensor, V: Tensor, stretch: Tensor) -> Tensor:
         return self.sine_weight(wide(U) * 4.0 ** torch.tanh(wide(stretch)), V)
 
-    def groups(self) -> dict[str, FactorGroup]:
-        return {**super().groups(), "stretch": FactorGroup(lr_multiplier=0.1, decays=False)}
+    def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
+        return {**super().groups(m, n), "stretch": FactorGroup(lr_multiplier=0.1, decays=False)}
 
 
 class RisingFrequency(L.Callback):

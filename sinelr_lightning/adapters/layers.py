@@ -194,7 +194,8 @@ class FactorizedLoraLayer(LoraLayer):
         for adapter in self.lora_variant:
             if self.ours(adapter):
                 names = self.factor_names(adapter)
-                groups |= {names[f]: group for f, group in self.formula(adapter).groups().items() if f in names}
+                told = self.formula(adapter).groups(*self.matrix_shape())
+                groups |= {names[factor]: group for factor, group in told.items() if factor in names}
         return groups
 
     # -- one product -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sinelr_lightning.layers.factorization import Factorization, check_rank_given, wide
+from sinelr_lightning.layers.factorization import FactorGroup, Factorization, check_rank_given, wide
 from sinelr_lightning.layers.fit import best_low_rank, best_scale
 from sinelr_lightning.layers.kronecker import balanced, check_fewer
 
@@ -55,6 +55,16 @@ class BlockTensorTrain(Factorization):
         inner = torch.einsum("...kl,lirk->...ilr", grid, R.to(x.dtype))
         y = torch.einsum("...ilr,ilrj->...ij", inner, L.to(x.dtype)).flatten(-2)
         return y if bias is None else y + bias.to(y.dtype)
+
+    def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
+        """Each factor at n/(2·d) times the rate of a dense layer, where it has d inputs: rank·n₂ of L, n₁ of R.
+
+        Under Adam a step then moves the features as far as it would in a dense layer (arXiv 2406.06248, section 3; the
+        half, for two factors, is of the authors' code).
+        """
+        n1, n2 = balanced(n)
+        inputs = {"L": self.rank * n2, "R": n1}
+        return {name: FactorGroup(lr_multiplier=n / (2 * d)) for name, d in inputs.items()}
 
     def multiply_adds(self, L: Tensor, R: Tensor) -> int:
         """One for each entry of either factor."""

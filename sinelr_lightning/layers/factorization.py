@@ -229,8 +229,8 @@ class Factorization(LinearFactory):
         """
         yield self, {k: factor.to(target.device) for k, factor in self.factors(*target.shape, zero=True).items()}
 
-    def groups(self) -> dict[str, FactorGroup]:
-        """Optimiser settings by factor name; a factor that is not named gets `FactorGroup()`."""
+    def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
+        """Optimiser settings by factor name of an m×n weight; a factor that is not named gets `FactorGroup()`."""
         return {}
 
     def count(self, m: int, n: int) -> int:

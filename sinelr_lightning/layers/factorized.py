@@ -74,7 +74,7 @@ class FactorizedLayer(nn.Module):
 
     def factor_groups(self) -> dict[str, FactorGroup]:
         """How an optimiser should treat the factors that say it."""
-        groups = self.factorization.groups()
+        groups = self.factorization.groups(*self.weight_shape)
         return {name: group for name, group in groups.items() if name in self._parameters}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -69,9 +69,9 @@ class ResidualSine(SineKin):
             family = replace(self, frequency=sine.frequency, gain=sine.gain)
             yield family, {**factors, "mix": target.new_tensor([0.0, 1.0])}
 
-    def groups(self) -> dict[str, FactorGroup]:
+    def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
         """As those of the sine; the scalars do not decay either."""
-        return {**super().groups(), "mix": FactorGroup(decays=False)}
+        return {**super().groups(m, n), "mix": FactorGroup(decays=False)}
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,6 @@ class FourierLowRank(SineKin):
         overtones = (c * torch.sin(f * phase + s) for f, (c, s) in enumerate(terms, 1))
         return sum(overtones, torch.zeros_like(phase)) / self.divisor(V.shape[0])
 
-    def groups(self) -> dict[str, FactorGroup]:
+    def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
         """As those of the sine; the scalars do not decay either."""
-        return {**super().groups(), "mix": FactorGroup(decays=False), "shift": FactorGroup(decays=False)}
+        return {**super().groups(m, n), "mix": FactorGroup(decays=False), "shift": FactorGroup(decays=False)}

@@ -98,7 +98,7 @@ class SineKin(Factorization):
             else:  # of another sign everywhere, as a weight below zero is for relu
                 yield self, factors | {"U": torch.zeros_like(left)}
 
-    def groups(self) -> dict[str, FactorGroup]:
+    def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
         """The factors do not decay: decay would shrink the phases, and with them the rank, not the weight."""
         group = FactorGroup(lr_multiplier=self.lr_multiplier, decays=False)
         return {"U": group, "V": group}

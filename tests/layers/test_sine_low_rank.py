@@ -58,7 +58,7 @@ def test_rank_grows_with_the_frequency():
 
 
 def test_factors_do_not_decay_and_carry_their_multiplier():
-    assert SineLowRank(1, lr_multiplier=5.0).groups() == {
+    assert SineLowRank(1, lr_multiplier=5.0).groups(48, 12) == {
         "U": FactorGroup(lr_multiplier=5.0, decays=False),
         "V": FactorGroup(lr_multiplier=5.0, decays=False),
     }
