@@ -59,7 +59,7 @@ class BlockTensorTrain(Factorization):
     def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
         """Each factor at n/(2·d) times the rate of a dense layer, where it has d inputs: rank·n₂ of L, n₁ of R.
 
-        Under Adam a step then moves the features as far as it would in a dense layer (arXiv 2406.06248, section 3; the
+        Under Adam a step then moves features as far as it would in a dense layer (arXiv 2406.06248, section 3; the
         half, for two factors, is of the authors' code).
         """
         n1, n2 = balanced(n)
