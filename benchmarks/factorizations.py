@@ -71,10 +71,14 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
     "FedPara": (lambda k, width: FedPara(k // 2), (5, 16)),
     "Kronecker": (lambda k, width: Kronecker(k), (1, 5, 16)),
     "block tensor train": (lambda k, width: BlockTensorTrain(max(1, int(k / width**0.5))), (16,)),
+    "block tensor train, one rate": (
+        lambda k, width: BlockTensorTrain(max(1, int(k / width**0.5)), own_rates=False),
+        (16,),
+    ),
     "dense": (lambda k, width: Dense(), (0,)),
 }
 # The field's layer behind the skip has 191 inputs, a prime number, which splits into no blocks.
-LEFT_OUT = {("nerf", "Kronecker"), ("nerf", "block tensor train")}
+LEFT_OUT = {("nerf", m) for m in ("Kronecker", "block tensor train", "block tensor train, one rate")}
 WIDTH = {"occupancy": 256, "nerf": 128, "classification": 64, "language": 128}
 LRS = [1e-3, 3e-3, 1e-2]
 

@@ -4,7 +4,7 @@ Beside the fixed frequency: ω learnt for a layer (its logarithm, within a facto
 tenth of the factors'), ω learnt for each row of W, and a schedule from a quarter of ω to ω over the first half.
 
     python benchmarks/frequency_sensitivity.py                        # hours on two CPU cores
-    python benchmarks/frequency_sensitivity.py --tasks nerf --ranks 1
+    python benchmarks/frequency_sensitivity.py --tasks nerf --ranks 1 5 16
     python benchmarks/frequency_sensitivity.py --tasks classification language --variants
 
 Writes benchmarks/results/frequency_sensitivity_TASK.{json,md,png}: heat maps of the mean score, and what the default

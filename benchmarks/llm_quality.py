@@ -12,6 +12,7 @@ own, W₀ + W₀ ∘ (B·A), sine HiRA the same with a sine.
 
 The questions of multiple choice come in the authors' form, which lists numbered answers and asks for the number;
 small models stay at chance there. `--answers texts` gives the question alone, and the answers' texts to choose from.
+`--stored` makes the table of what was run before, as far as the sweeps came to an end.
 
 Writes benchmarks/results/llm_quality_DATA.{json,md}.
 """
@@ -233,6 +234,8 @@ def main() -> None:
     sweep = Sweep(RESULTS / f"llm_quality_{name}.json", setting, "chosen")
     if args.stored:
         cases = [case for case in cases if sweep.swept(case, args.lrs)]
+        if not cases:
+            sys.exit(f"{sweep.path}: no case is swept over {args.lrs}")
     elif not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
         sweep.report["before"] = untrained(args)
         sweep.save()

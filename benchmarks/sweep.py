@@ -113,7 +113,8 @@ class Sweep:
         """What a case runs after what it has run: the sweep, one rate beyond its edge, or the other seeds."""
         tried = {r["lr"] for r in self._first_seed(case)}
         rates = [lr for lr in lrs if lr not in tried]
-        if not rates and len(tried - set(lrs)) < EXTENSIONS and (lr := self._beyond_the_edge(case)) is not None:
+        beyond = [lr for lr in tried if not min(lrs) <= lr <= max(lrs)]
+        if not rates and len(beyond) < EXTENSIONS and (lr := self._beyond_the_edge(case)) is not None:
             rates = [lr]
         if rates:
             return [(*case, lr, 0) for lr in rates]
@@ -137,9 +138,12 @@ class Sweep:
                 running |= {pool.submit(run, one): one for one in missing[: jobs - len(running)]}
                 if not running:
                     return
-                for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                    method, rank, lr, seed = running.pop(ended)
-                    result = {"method": method, "rank": rank, "lr": lr, "seed": seed, **ended.result()}
+                ended = wait(running, return_when=FIRST_COMPLETED).done
+                if any(future.exception() for future in ended):
+                    ended = wait(running).done  # what the others came to is kept before the error is shown
+                for future in sorted(ended, key=lambda future: future.exception() is not None):
+                    method, rank, lr, seed = running.pop(future)
+                    result = {"method": method, "rank": rank, "lr": lr, "seed": seed, **future.result()}
                     self.report["runs"].append(result)
                     self.save()
                     print(json.dumps(result), flush=True)

@@ -160,6 +160,9 @@ class SineLoraConfig(FactorizedLoraConfig):
         self.frequency = _one("frequency", "auto", self.frequency, sinelora_frequency=sinelora_frequency, freq=freq)
         self.gain = _one("gain", None, self.gain, sinelora_scaling=sinelora_scaling, s=s)
         super().__post_init__()
+        for name in ("frequency", "gain"):
+            if type(getattr(self, name)) not in (str, int, float, type(None)):
+                setattr(self, name, float(getattr(self, name)))  # numpy's, which JSON does not know
 
     def _arguments(self) -> dict[str, Any]:
         return {**self.factorization_args, "frequency": self.frequency, "gain": self.gain}

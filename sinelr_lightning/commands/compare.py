@@ -55,7 +55,8 @@ def compare(
 
     Args:
         config: YAML file of a `sinelr fit`; its model may be any LightningModule.
-        linear: Methods apart by commas: classes of layers. The verdicts are on the first one against the others.
+        linear: Methods apart by commas: classes of layers, with arguments after colons as in
+            SineLowRank:balanced=true. The verdicts are on the first one against the others.
         rank: Ranks apart by commas, for the methods that have one.
         seeds: Number of seeds, or the seeds themselves apart by commas.
         lrs: Learning rates apart by commas; by default a third of the configuration's, that one, and three times it.
@@ -188,11 +189,14 @@ def _has_rank(method: str) -> bool:
     from sinelr_lightning.layers.factory import LinearFactory, families
 
     known = families(LinearFactory)
-    name = method.rsplit(".", 1)[-1]
+    path, *arguments = method.split(":")
+    if wrong := [word for word in arguments if not re.fullmatch(r"[A-Za-z]\w*=.+", word) or word.startswith("rank=")]:
+        raise UserError(f"linear: {wrong[0]!r} in {method!r}: give name=value; ranks go to --rank")
+    name = path.rsplit(".", 1)[-1]
     if name not in known:
-        if "." in method:
+        if "." in path:
             return True  # a class of the user's own, which the run will import
-        raise UserError(f"linear: unknown method {method!r}{near(method, sorted(known))}")
+        raise UserError(f"linear: unknown method {path!r}{near(path, sorted(known))}")
     family = known[name]
     return dataclasses.is_dataclass(family) and "rank" in {field.name for field in dataclasses.fields(family)}
 
@@ -255,9 +259,7 @@ def _train(
 
 def _settings(run: Run, plan: Plan, folder: Path) -> list[str]:
     """Options of a fit that begins."""
-    wanted = ["--config", plan.config, f"--{plan.where}", run.case.method]
-    if run.case.rank is not None:
-        wanted += [f"--{plan.where}.rank", str(run.case.rank)]
+    wanted = ["--config", plan.config, *run.case.options(plan.where)]
     wanted += [f"--{plan.where_lr}={run.lr!r}", f"--seed_everything={run.seed}"]
     if plan.steps is not None:
         wanted += [f"--trainer.max_steps={plan.steps}", "--trainer.max_epochs=-1"]

@@ -119,11 +119,11 @@ def _builder(settings: dict[str, Any], where: str, options: str) -> Callable[[st
     def build(method: str, rank: int | None) -> L.LightningModule:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningModule, "model")
-        given = [f"--model={json.dumps(model)}", *(f"{name}={value}" for name, value in pairs), f"--{where}={method}"]
+        given = [f"--model={json.dumps(model)}", *(f"{name}={value}" for name, value in pairs)]
         named = f"{method} in {where}" if rank is None else f"{method} at rank {rank} in {where}"
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                wanted = parser.parse_args(given if rank is None else [*given, f"--{where}.rank={rank}"])
+                wanted = parser.parse_args([*given, *Case(method, rank).options(where)])
                 logging.disable(logging.INFO)
                 return parser.instantiate(wanted).model
         except ArgumentError as error:

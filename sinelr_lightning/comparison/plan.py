@@ -15,6 +15,7 @@ class Case:
     """One method at one rank; a method without ranks, such as Dense, has None.
 
     Attributes:
+        method: a class of layers, and its arguments after colons: SineLowRank:balanced=true.
         beside: the rank of the first method beside which it stands in the verdicts, where that is another one.
     """
 
@@ -26,6 +27,12 @@ class Case:
     def group(self) -> int | None:
         """Cases of one number are compared with each other; None stands beside all."""
         return self.rank if self.beside is None else self.beside
+
+    def options(self, where: str) -> list[str]:
+        """Options of `sinelr fit` that put these layers where the setting takes them."""
+        name, *arguments = self.method.split(":")
+        rank = [] if self.rank is None else [f"rank={self.rank}"]
+        return [f"--{where}={name}", *(f"--{where}.{argument}" for argument in [*arguments, *rank])]
 
     def __str__(self) -> str:
         return self.method if self.rank is None else f"{self.method} k={self.rank}"

@@ -60,13 +60,17 @@ def difference_interval(one: Sequence[float], other: Sequence[float]) -> tuple[f
 
     Welch, Biometrika 34, 1947. A bootstrap of so few values would find a difference between equal methods too often.
     """
-    from scipy.stats import ttest_ind
+    from scipy.stats import t
 
-    if statistics.pvariance(one) == statistics.pvariance(other) == 0:
-        gain = statistics.mean(one) - statistics.mean(other)
+    gain = statistics.mean(one) - statistics.mean(other)
+    squares = [statistics.variance(values) / len(values) for values in (one, other)]  # standard errors', squared
+    if not any(squares):
         return gain, gain
-    low, high = ttest_ind(one, other, equal_var=False).confidence_interval()
-    return float(low), float(high)
+    freedom = sum(squares) ** 2 / sum(
+        square**2 / (len(values) - 1) for square, values in zip(squares, (one, other), strict=True)
+    )
+    half = float(t.ppf(0.975, freedom)) * math.sqrt(sum(squares))
+    return gain - half, gain + half
 
 
 def rows(plan: Plan, results: Mapping[str, float | None], details: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -156,6 +160,9 @@ def markdown(plan: Plan, table: Sequence[Row]) -> str:
     said = verdicts(plan, table)
     if said and len(plan.seeds) < 5:
         said.append("with fewer than five seeds the table's bootstrap intervals are narrower than they should be")
+    outermost = [str(row.case) for row in _distinct(table) if row.values and row.lr in (plan.lrs[0], plan.lrs[-1])]
+    if outermost and len(plan.lrs) > 1:
+        said.append(f"the sweep's first or last rate is the best of {', '.join(outermost)}: widen --lrs")
     return "\n".join([setting, "", *lines, "", *(f"- {line}" for line in said), ""])
 
 

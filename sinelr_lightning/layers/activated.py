@@ -24,12 +24,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ActivatedLowRank(SineKin):
     """W = (φ(ω·U·Vᵀ) − φ(0))/g; k(m + n) parameters, and the initialisation, ω and g of the sine.
 
-    Taking off φ(0), which the paper does not, makes W zero where the phases are, as adapters want it. Sigmoid gains
-    by that, Gaussian (exp(−t²/2)) and sinc lose (benchmarks/factorizations.py has both forms).
+    Taking off φ(0), which the paper does not, makes W zero where the phases are, as adapters want it. Whether
+    it helps depends on φ and the task (benchmarks/factorizations.py has both forms).
 
     Args:
         rank, frequency, gain, phase_spread, lr_multiplier, balanced: of `SineLowRank`.
-        activation: φ, one of tanh, relu, sigmoid, gaussian and sinc (sin(πt)/(πt)).
+        activation: φ, one of tanh, relu, sigmoid, gaussian (exp(−t²/2)) and sinc (sin(πt)/(πt)).
 
     Raises:
         ValueError: what `SineLowRank` refuses, another activation, or `zero=True` for one whose slope at 0 is zero.

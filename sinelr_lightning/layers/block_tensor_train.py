@@ -25,12 +25,16 @@ class BlockTensorTrain(Factorization):
 
     Args:
         rank: of each block, ≥ 1.
+        own_rates: whether the factors have learning rates of their own, n/(2·d) times that of a dense layer, where a
+            factor has d inputs: rank·n₂ of L, n₁ of R. A step of Adam then moves features as far as in a dense layer
+            (section 3 of the paper; the half, for two factors, is of the authors' code).
 
     Raises:
-        ValueError: rank < 1, or so large that a dense weight has fewer parameters.
+        ValueError: rank is no whole number from 1 on, or so large that a dense weight has fewer parameters.
     """
 
     rank: int
+    own_rates: bool = True
 
     def __post_init__(self) -> None:
         check_rank_given(self.rank)
@@ -57,13 +61,9 @@ class BlockTensorTrain(Factorization):
         return y if bias is None else y + bias.to(y.dtype)
 
     def groups(self, m: int, n: int) -> dict[str, FactorGroup]:
-        """Each factor at n/(2·d) times the rate of a dense layer, where it has d inputs: rank·n₂ of L, n₁ of R.
-
-        Under Adam a step then moves features as far as it would in a dense layer (arXiv 2406.06248, section 3; the
-        half, for two factors, is of the authors' code).
-        """
+        """The factors' own rates, or none."""
         n1, n2 = balanced(n)
-        inputs = {"L": self.rank * n2, "R": n1}
+        inputs = {"L": self.rank * n2, "R": n1} if self.own_rates else {}
         return {name: FactorGroup(lr_multiplier=n / (2 * d)) for name, d in inputs.items()}
 
     def multiply_adds(self, L: Tensor, R: Tensor) -> int:

@@ -63,8 +63,8 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _has_autocast(device: str) -> bool:
-    """The meta device has none. Nothing is compiled there, and torch 2.11 cannot trace the question."""
-    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    """The meta device has none; torch 2.11 cannot trace the question, so a compiler is told that others have it."""
+    return device != "meta" and (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device))
 
 
 def check_rank_given(rank: int) -> None:

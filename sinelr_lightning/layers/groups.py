@@ -12,7 +12,7 @@ __all__ = ["parameter_groups"]
 def parameter_groups(model: nn.Module, weight_decay: float = 0.0, lr: float | None = None) -> list[dict[str, Any]]:
     """Groups of the trainable parameters, each with `params`, `weight_decay`, `lr_multiplier` and `name`.
 
-    Factors follow their factorization's `groups()`, in layers and in adapters (`factor_groups`); vectors and scalars
+    Factors follow their factorization's `groups`, in layers and in adapters (`factor_groups`); vectors and scalars
     (biases, norms) do not decay. With `lr` each group has its own rate, `lr` times its `lr_multiplier`; optimisers of
     torch do not know the multiplier, so without `lr` the caller multiplies.
 

@@ -25,7 +25,7 @@ class FedPara(Factorization):
         rank: k of either product, 1 ≤ k < min(m, n).
 
     Raises:
-        ValueError: rank < 1, or rank ≥ min(m, n) when a layer is made.
+        ValueError: rank is no whole number from 1 on, or rank ≥ min(m, n) when a layer is made.
     """
 
     rank: int

@@ -43,7 +43,7 @@ class Kronecker(Factorization):
         rank: number of products, ≥ 1.
 
     Raises:
-        ValueError: rank < 1, or so many products that a dense weight has fewer parameters.
+        ValueError: rank is no whole number from 1 on, or so many products that a dense weight has fewer parameters.
     """
 
     rank: int

@@ -24,7 +24,7 @@ class LowRank(Factorization):
             (Khodak et al. 2021, arXiv 2105.01029, section 3.1): a stronger rival at times, at the cost of an SVD.
 
     Raises:
-        ValueError: rank < 1, or rank ≥ min(m, n) when a layer is made.
+        ValueError: rank is no whole number from 1 on, or rank ≥ min(m, n) when a layer is made.
     """
 
     rank: int

@@ -38,8 +38,8 @@ class SineLowRank(SineKin):
             1/√k and 1/√n, so that a step of Adam turns the phases by V's share alone, and by more.
 
     Raises:
-        ValueError: rank < 1, frequency, gain, phase_spread or lr_multiplier ≤ 0; rank ≥ min(m, n) when a layer is
-            made.
+        ValueError: rank is no whole number from 1 on, or frequency, gain, phase_spread or lr_multiplier no finite
+            number above 0; rank ≥ min(m, n) when a layer is made.
     """
 
     def weight(self, U: Tensor, V: Tensor) -> Tensor:

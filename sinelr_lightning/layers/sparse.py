@@ -46,7 +46,8 @@ class SparseLowRank(Factorization):
         scale: α/r, which multiplies the low-rank part.
 
     Raises:
-        ValueError: rank < 1, scale ≤ 0 or a density outside (0, 1); rank ≥ min(m, n) when a layer is made.
+        ValueError: rank is no whole number from 1 on, scale no finite number above 0, or a density outside (0, 1);
+            rank ≥ min(m, n) when a layer is made.
     """
 
     rank: int

@@ -49,7 +49,7 @@ def figures(text: str) -> list[list[str]]:
 
 
 def test_killed_and_gone_on_it_gives_the_same_table(home):
-    whole = [*COMMAND, "--lrs", "0.01", "--linear", "SineLowRank"]
+    whole = [*COMMAND, "--lrs", "0.01", "--linear", "SineLowRank:balanced=true"]
     assert main([*whole, "--out", "whole"]) == 0
     process = subprocess.Popen([sys.executable, "-m", "sinelr_lightning", *whole, "--out", "killed"])
     while not list((home / "killed").glob("runs/*/version_0/checkpoints/last.ckpt")):
@@ -59,11 +59,14 @@ def test_killed_and_gone_on_it_gives_the_same_table(home):
     process.wait()
     assert main([*whole, "--out", "killed"]) == 0
     tables = [figures((home / out / "compare.md").read_text()) for out in ("whole", "killed")]
-    assert tables[0] == tables[1] and [row[0].strip() for row in tables[0][1:]] == ["SineLowRank"]
+    assert tables[0] == tables[1] and [row[0].strip() for row in tables[0][1:]] == ["SineLowRank:balanced=true"]
     for name in ("compare.csv", "compare.png"):
         assert (home / "killed" / name).stat().st_size > 100
     assert list((home / "killed" / "tensorboard").glob("*/events*"))
-    assert [path.name for path in (home / "whole" / "runs").iterdir()] == ["SineLowRank_k1_lr0.01_seed0"]
+    (run,) = (home / "whole" / "runs").iterdir()
+    assert run.name == "SineLowRank_balanced_true_k1_lr0.01_seed0"
+    layers = yaml.safe_load((run / "version_0" / "config.yaml").read_text())["model"]["init_args"]["linear"]
+    assert layers["init_args"] | {"rank": 1, "balanced": True} == layers["init_args"]
 
 
 FOREVER = [*COMMAND, "--lrs", "0.01", "--linear", "Dense", "--steps", "1000000"]
@@ -282,6 +285,10 @@ def test_a_diverged_run_counts_as_dead_and_a_wrong_option_ends_it(home, capsys):
     [
         (["--config", "nowhere.yaml"], "config nowhere.yaml does not exist"),
         (["--linear", "LowRnk"], "linear: unknown method 'LowRnk', did you mean LowRank"),
+        (["--linear", "LowRnk:spectral=true"], "linear: unknown method 'LowRnk', did you mean LowRank"),
+        (["--linear", "LowRank:spectral"], "linear: 'spectral' in 'LowRank:spectral': give name=value"),
+        (["--linear", "LowRank:rank=3"], "linear: 'rank=3' in 'LowRank:rank=3': give name=value; ranks go to --rank"),
+        (["--linear", "LowRank:spectrl=true"], "LowRank:spectrl=true at rank 1 in model.linear: "),
         (["--linear", "Dense,Dense"], "name each method once"),
         (["--seeds", "1,1"], "seeds has one twice: 1, 1"),
         (["--rank", "0"], "rank: 0 is below 1"),

@@ -49,6 +49,7 @@ def test_intervals():
     assert 1.25 <= low <= 1.6 and 3.4 <= high <= 3.75  # 2.5 ± 1.96·1.118/2, cut by what can be drawn
     assert all(math.isnan(end) for end in interval([]))
     assert difference_interval([5.0, 5.0], [2.0, 2.0]) == (3.0, 3.0)
+    assert difference_interval([5.0, 5.0], [2.0, 3.0]) == pytest.approx((2.5 - 6.353102, 2.5 + 6.353102))  # t of 1
     half = 2.776445 * (2 * 0.25 / 3) ** 0.5  # Student's t of 4 degrees of freedom
     found = difference_interval([30.0, 31.0, 30.5], [20.0, 21.0, 20.5])
     assert found == pytest.approx((10 - half, 10 + half), rel=1e-6)
@@ -98,6 +99,7 @@ def test_table():
     text = markdown(PLAN, rows(PLAN, results(low=(20.0, None, 22.0)), details))
     assert "| SineLowRank | 1 | 1,234 | 50.00% | 30.5 ± 0.5 | " in text
     assert "| LowRank | 1 | – | – | 21 ± 1.4 (1 died) | 20…22 | 0.01 | – |" in text
+    assert "the sweep's first or last rate is the best of SineLowRank k=1, LowRank k=1: widen --lrs" in text
     assert "fewer than five seeds" in text and "learning rates 0.001, 0.01, seeds 0, 1, 2" in text
 
 

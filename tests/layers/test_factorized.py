@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sinelr_lightning.layers import Factorization, cached_weights, fold
+from sinelr_lightning.layers import Factorization, SineLowRank, cached_weights, fold
 from sinelr_lightning.layers.factorized import FactorizedConv1d, FactorizedConv2d, FactorizedConv3d
 
 from .families import (
@@ -104,6 +104,12 @@ def test_compiles(family: Factorization):
 )
 def test_compiles_with_inductor(family: Factorization):
     compiled_equals(family, "inductor")
+
+
+def test_compiles_and_exports_on_the_meta_device():
+    layer, x = SineLowRank(2)(12, 10).to("meta"), torch.randn(5, 12, device="meta")
+    assert torch.compile(layer, fullgraph=True, backend="aot_eager")(x).shape == (5, 10)
+    assert torch.export.export(layer, (x,)).module()(x).shape == (5, 10)
 
 
 # --------------------------------------------------------------------------------------------------- convolutions
