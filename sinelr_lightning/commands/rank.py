@@ -58,7 +58,7 @@ def rank(
         phase_spread: Radians that the recommended frequency spreads the phases by.
         frequencies: Frequencies to look at; by default from 1/16 of the recommended one to 16 times it.
         out: PNG file of the curves.
-        logdir: Folder in which TensorBoard finds the same curves, over ω.
+        logdir: Folder in which TensorBoard finds the same curves, over 1000·ω.
     """
     if [shape, model, ckpt_path].count(None) != 2:
         raise UserError("give one of --shape 768x3072, --model NAME and --ckpt_path RUN")
@@ -269,7 +269,7 @@ def _log(curves: "dict[str, list[AtFrequency]]", logdir: str) -> None:
         with SummaryWriter(logdir) as writer:
             for name, points in curves.items():
                 for point in points:
-                    at = round(point.omega)
+                    at = round(1000 * point.omega)  # a step is a whole number, ω may be below 1
                     writer.add_scalar(f"rank/stable/{name}", point.spectrum.stable_rank, at)
                     writer.add_scalar(f"rank/expected/{name}", point.expected, at)
                     writer.add_scalar(f"rank/numerical/{name}", point.spectrum.numerical_rank, at)
