@@ -13,6 +13,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed.tensor import DTensor
 
 from sinelr_lightning.callbacks.folder import run_folder
 from sinelr_lightning.errors import UserError
@@ -236,4 +237,5 @@ def _since_step(trainer: L.Trainer) -> int:
 def _finite(module: torch.nn.Module) -> bool:
     """Whether every weight is a number; one exchange with the device."""
     checks = [p.isfinite().all() for p in module.parameters() if p.is_floating_point()]
+    checks = [c.full_tensor() if isinstance(c, DTensor) else c for c in checks]  # torch 2.11 stacks no shared ones
     return not checks or bool(torch.stack([c.to(checks[0].device) for c in checks]).all())
