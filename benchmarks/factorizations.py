@@ -46,6 +46,11 @@ class AsPublished(ActivatedLowRank):
         return ACTIVATIONS[self.activation](self.phases(U, V)) / self.divisor(V.shape[0])
 
 
+def blocks(k: int, width: int, own_rates: bool) -> BlockTensorTrain:
+    """The block tensor train whose parameters are nearest below those of rank k in a square weight."""
+    return BlockTensorTrain(max(1, int(k / width**0.5)), own_rates)
+
+
 # Method → (the layers at a budget k, the budgets at which it has some). A sparse part of 2·d/width of the entries has
 # the parameters of d ranks of a square weight.
 METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] = {
@@ -70,11 +75,8 @@ METHODS: dict[str, tuple[Callable[[int, int], LinearFactory], tuple[int, ...]]] 
     "sine + sparse": (lambda k, width: SparseSine(k - k // 2, density=2 * (k // 2) / width), (5, 16)),
     "FedPara": (lambda k, width: FedPara(k // 2), (5, 16)),
     "Kronecker": (lambda k, width: Kronecker(k), (1, 5, 16)),
-    "block tensor train": (lambda k, width: BlockTensorTrain(max(1, int(k / width**0.5))), (16,)),
-    "block tensor train, one rate": (
-        lambda k, width: BlockTensorTrain(max(1, int(k / width**0.5)), own_rates=False),
-        (16,),
-    ),
+    "block tensor train": (lambda k, width: blocks(k, width, own_rates=True), (16,)),
+    "block tensor train, one rate": (lambda k, width: blocks(k, width, own_rates=False), (16,)),
     "dense": (lambda k, width: Dense(), (0,)),
 }
 # The field's layer behind the skip has 191 inputs, a prime number, which splits into no blocks.

@@ -236,10 +236,10 @@ def main() -> None:
         cases = [case for case in cases if sweep.swept(case, args.lrs)]
         if not cases:
             sys.exit(f"{sweep.path}: no case is swept over {args.lrs}")
-    elif not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
-        sweep.report["before"] = untrained(args)
-        sweep.save()
-    if not args.stored:
+    else:
+        if not sentences(args) and "before" not in sweep.report:  # a head for sentences begins at random
+            sweep.report["before"] = untrained(args)
+            sweep.save()
         sweep.work(functools.partial(run, args), cases, args.lrs, args.seeds, args.jobs)
     head = (
         f"{name}: {setting['base']}, all linear layers, {args.steps} steps of {args.rows} rows of up to "

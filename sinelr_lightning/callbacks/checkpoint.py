@@ -179,7 +179,8 @@ class Checkpoint(callbacks.Checkpoint):
     def _save(self, trainer: L.Trainer, name: str) -> bool:
         if getattr(trainer, "fast_dev_run", False):
             return False
-        if not _finite(trainer.lightning_module):
+        # Weights that are shared out (FSDP2) are each process's own to look at.
+        if not trainer.strategy.reduce_boolean_decision(_finite(trainer.lightning_module)):
             log.warning(
                 "the weights hold NaN or infinity at step %d: %s.ckpt is kept as it was", trainer.global_step, name
             )
@@ -235,7 +236,7 @@ def _since_step(trainer: L.Trainer) -> int:
 
 
 def _finite(module: torch.nn.Module) -> bool:
-    """Whether every weight is a number; one exchange with the device."""
-    checks = [p.isfinite().all() for p in module.parameters() if p.is_floating_point()]
-    checks = [c.full_tensor() if isinstance(c, DTensor) else c for c in checks]  # torch 2.11 stacks no shared ones
+    """Whether every weight that is here is a number; one exchange with the device."""
+    weights = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters() if p.is_floating_point()]
+    checks = [w.isfinite().all() for w in weights]
     return not checks or bool(torch.stack([c.to(checks[0].device) for c in checks]).all())
